@@ -1,0 +1,52 @@
+"""Any image to the visual tokens of the SmolVLM / Idefics3 family, in JAX, equal to the reference."""
+
+__version__ = "0.1.0"
+
+from multipatch_jax.checkpoint import CheckpointError, from_pretrained, save_pretrained
+from multipatch_jax.config import (
+    IDEFICS3_8B,
+    PRESETS,
+    SMOLVLM_2_2B,
+    SMOLVLM_256M,
+    SMOLVLM_500M,
+    ConnectorConfig,
+    ModelConfig,
+    TextConfig,
+    TilingConfig,
+    VisionConfig,
+)
+from multipatch_jax.connector import Idefics3Connector, pixel_unshuffle
+from multipatch_jax.encode import encode_image, encode_tiles, vision_features
+from multipatch_jax.image import ImageError, load_image
+from multipatch_jax.preprocess import tile_image, tile_image_host
+from multipatch_jax.processor import MultiPatchVisionProcessor, init_params
+from multipatch_jax.tiling import TilePlan, plan_tiles
+
+__all__ = [
+    "IDEFICS3_8B",
+    "PRESETS",
+    "SMOLVLM_2_2B",
+    "SMOLVLM_256M",
+    "SMOLVLM_500M",
+    "CheckpointError",
+    "ConnectorConfig",
+    "Idefics3Connector",
+    "ImageError",
+    "ModelConfig",
+    "MultiPatchVisionProcessor",
+    "TextConfig",
+    "TilePlan",
+    "TilingConfig",
+    "VisionConfig",
+    "encode_image",
+    "encode_tiles",
+    "from_pretrained",
+    "init_params",
+    "load_image",
+    "pixel_unshuffle",
+    "plan_tiles",
+    "save_pretrained",
+    "tile_image",
+    "tile_image_host",
+    "vision_features",
+]

@@ -1,0 +1,268 @@
+"""What a model is: frozen, hashable dataclasses, and the family's presets.
+
+They are static arguments of every jitted function, so two equal configs share one compiled program. Defaults are the
+reference's class defaults (transformers 5.23), which published JSON files leave out.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+RESAMPLERS = ("pillow", "pillow12", "torchvision")
+FILTERS = {1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's codes, as in preprocessor_config.json
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def _require_positive(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+            raise ValueError(f"{type(config).__name__}.{name} must be a positive integer, got {value!r}.")
+
+
+def _require_choice(config: Any, name: str, choices: tuple) -> None:
+    value = getattr(config, name)
+    if value not in choices:
+        raise ValueError(f"{type(config).__name__}.{name} must be one of {choices}, got {value!r}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionConfig:
+    """The SigLIP tower (`vision_config`)."""
+
+    hidden_size: int = 1152
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 16
+    num_channels: int = 3
+    image_size: int = 224
+    patch_size: int = 32
+    hidden_act: str = "gelu_pytorch_tanh"
+    layer_norm_eps: float = 1e-6
+
+    def __post_init__(self):
+        _require_positive(self, "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+        _require_positive(self, "image_size", "patch_size")
+        _require_choice(self, "num_channels", (3,))
+        _require_choice(self, "hidden_act", ("gelu_pytorch_tanh",))
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"VisionConfig.hidden_size must be a multiple of num_attention_heads, "
+                f"got {self.hidden_size} and {self.num_attention_heads}."
+            )
+
+    @property
+    def patches_per_side(self) -> int:
+        """Side n of the grid of learned positions."""
+        return self.image_size // self.patch_size
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+
+@dataclasses.dataclass(frozen=True)
+class ConnectorConfig:
+    """Pixel unshuffle by `scale_factor`, then one projection to the text model's width."""
+
+    scale_factor: int = 2
+    text_hidden_size: int = 4096
+
+    def __post_init__(self):
+        _require_positive(self, "scale_factor", "text_hidden_size")
+
+
+@dataclasses.dataclass(frozen=True)
+class TilingConfig:
+    """How an image becomes tiles (`preprocessor_config.json`, and two policies of ours).
+
+    Attributes:
+      longest_edge: pixels; resize 1 brings the longer side here.
+      tile_size: pixels; side M of a square tile.
+      tokens_per_tile: rows of visual tokens that one tile becomes.
+      do_resize: whether resize 1 happens. do_image_splitting: False squashes the image into one tile.
+      resampler: whose pixels, to the byte: "pillow" (Pillow 13), "pillow12" (all before) or "torchvision".
+      filter: "lanczos", "bicubic" or "bilinear".
+      global_tile: whether a split image is followed by the whole picture as one more tile.
+      upscale: False leaves images alone in resize 1 whose longer side is at most `longest_edge`.
+      max_tiles: lowers `longest_edge` by one `tile_size` at a time until the tiles, global one included, fit.
+    """
+
+    longest_edge: int = 2048
+    tile_size: int = 512
+    tokens_per_tile: int = 64
+    do_resize: bool = True
+    do_image_splitting: bool = True
+    resampler: str = "pillow"
+    filter: str = "lanczos"
+    global_tile: bool = True
+    upscale: bool = True
+    max_tiles: int | None = None
+
+    def __post_init__(self):
+        _require_positive(self, "longest_edge", "tile_size", "tokens_per_tile")
+        for name in ("do_resize", "do_image_splitting", "global_tile", "upscale"):
+            _require_choice(self, name, (True, False))
+        _require_choice(self, "resampler", RESAMPLERS)
+        _require_choice(self, "filter", tuple(FILTERS.values()))
+        if self.max_tiles is not None:
+            _require_positive(self, "max_tiles")
+            if not self.do_resize:
+                raise ValueError("TilingConfig.max_tiles works by lowering longest_edge, so it needs do_resize=True.")
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """The language model beside us (`text_config`, Llama): its shapes, carried for packing and round trips."""
+
+    hidden_size: int = 4096
+    intermediate_size: int = 11008
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 32
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    vocab_size: int = 32000
+    max_position_embeddings: int = 2048
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    pad_token_id: int | None = None
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self):
+        if self.num_key_value_heads is None:
+            object.__setattr__(self, "num_key_value_heads", self.num_attention_heads)
+        if self.head_dim is None:
+            object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
+        _require_positive(self, "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+        _require_positive(self, "num_key_value_heads", "head_dim", "vocab_size")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """One member of the family.
+
+    Attributes:
+      vision, connector, tiling, text: its parts; `text` is None when nothing is known of the language model.
+      image_token_id: the `<image>` token whose places the visual tokens take.
+      model_type: "idefics3" or "smolvlm", as in config.json.
+      dtype: computation dtype by name; None computes in the dtype of the params.
+      precision: matmul precision of float32 computation; lower dtypes have but one.
+    """
+
+    vision: VisionConfig
+    connector: ConnectorConfig
+    tiling: TilingConfig
+    text: TextConfig | None = None
+    image_token_id: int = 128257
+    model_type: str = "idefics3"
+    dtype: str | None = None
+    precision: str = "highest"
+
+    def __post_init__(self):
+        _require_choice(self, "dtype", (None, *DTYPES))
+        _require_choice(self, "precision", ("default", "high", "highest"))
+        _require_choice(self, "model_type", ("idefics3", "smolvlm"))
+        grid, scale = self.tiling.tile_size // self.vision.patch_size, self.connector.scale_factor
+        if grid == 0 or grid % scale:
+            raise ValueError(
+                f"A tile of {self.tiling.tile_size} pixels has {grid} patches of {self.vision.patch_size} a side, "
+                f"which must be a positive multiple of the connector's scale_factor {scale}."
+            )
+        if self.tiling.tokens_per_tile != (grid // scale) ** 2:
+            raise ValueError(
+                f"TilingConfig.tokens_per_tile must be {(grid // scale) ** 2} for {grid} x {grid} patches and "
+                f"scale_factor {scale}, got {self.tiling.tokens_per_tile}."
+            )
+        if self.text is not None and self.text.hidden_size != self.connector.text_hidden_size:
+            raise ValueError(
+                f"The connector's text_hidden_size must be the text model's hidden_size, "
+                f"got {self.connector.text_hidden_size} and {self.text.hidden_size}."
+            )
+
+
+def config_from_dict(raw: dict[str, Any]) -> ModelConfig:
+    """The inverse of `dataclasses.asdict`."""
+    parts = {"vision": VisionConfig, "connector": ConnectorConfig, "tiling": TilingConfig, "text": TextConfig}
+    try:
+        return ModelConfig(
+            **{key: parts[key](**value) if key in parts and value is not None else value for key, value in raw.items()}
+        )
+    except TypeError as error:
+        raise ValueError(f"Not a config that this version wrote: {error}.") from None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The family. Values that nobody here has seen in the published JSON are in UNVERIFIED.
+
+_SIGLIP_BASE = VisionConfig(hidden_size=768, num_attention_heads=12, image_size=512, patch_size=16)
+_SO400M = VisionConfig(intermediate_size=4304, num_hidden_layers=27, image_size=384, patch_size=14)
+_SMOLLM2_135M = TextConfig(
+    hidden_size=576,
+    intermediate_size=1536,
+    num_hidden_layers=30,
+    num_attention_heads=9,
+    num_key_value_heads=3,
+    vocab_size=49280,
+    max_position_embeddings=8192,
+    rms_norm_eps=1e-5,
+    rope_theta=100000.0,
+    pad_token_id=2,
+)
+_SMOLLM2_360M = dataclasses.replace(
+    _SMOLLM2_135M,
+    hidden_size=960,
+    intermediate_size=2560,
+    num_hidden_layers=32,
+    num_attention_heads=15,
+    num_key_value_heads=5,
+)
+_SMOLLM2_1_7B = TextConfig(
+    hidden_size=2048,
+    intermediate_size=8192,
+    num_hidden_layers=24,
+    vocab_size=49155,
+    max_position_embeddings=16384,
+    rms_norm_eps=1e-5,
+    rope_theta=273768.0,
+)
+_LLAMA3_8B = TextConfig(
+    intermediate_size=14336, num_key_value_heads=8, vocab_size=128259, rms_norm_eps=1e-5, rope_theta=500000.0
+)
+
+SMOLVLM_256M = ModelConfig(
+    vision=_SIGLIP_BASE,
+    connector=ConnectorConfig(scale_factor=4, text_hidden_size=576),
+    tiling=TilingConfig(),
+    text=_SMOLLM2_135M,
+    image_token_id=49190,
+)
+SMOLVLM_500M = dataclasses.replace(
+    SMOLVLM_256M, connector=ConnectorConfig(scale_factor=4, text_hidden_size=960), text=_SMOLLM2_360M
+)
+SMOLVLM_2_2B = ModelConfig(
+    vision=_SO400M,
+    connector=ConnectorConfig(scale_factor=3, text_hidden_size=2048),
+    tiling=TilingConfig(longest_edge=1536, tile_size=384, tokens_per_tile=81),
+    text=_SMOLLM2_1_7B,
+    image_token_id=49153,
+)
+IDEFICS3_8B = ModelConfig(
+    vision=dataclasses.replace(_SO400M, image_size=364),
+    connector=ConnectorConfig(scale_factor=2, text_hidden_size=4096),
+    tiling=TilingConfig(longest_edge=1456, tile_size=364, tokens_per_tile=169),
+    text=_LLAMA3_8B,
+    image_token_id=128257,
+)
+
+PRESETS = {
+    "SmolVLM-256M-Instruct": SMOLVLM_256M,
+    "SmolVLM-500M-Instruct": SMOLVLM_500M,
+    "SmolVLM-Instruct": SMOLVLM_2_2B,
+    "Idefics3-8B-Llama3": IDEFICS3_8B,
+}
+UNVERIFIED = {
+    "SmolVLM-500M-Instruct": "inferred from SmolVLM2-500M",
+    "SmolVLM-Instruct": "longest_edge, tile_size, max_position_embeddings",
+    "Idefics3-8B-Llama3": "rope_theta, max_position_embeddings",
+}

@@ -1,0 +1,198 @@
+"""Tiles or a whole image -> visual tokens, as pure jitted functions. The mapping over tiles lives here."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, UInt8
+
+from multipatch_jax import weights
+from multipatch_jax.config import SMOLVLM_256M, ModelConfig
+from multipatch_jax.image import load_image
+from multipatch_jax.preprocess import normalize, tile_image, tile_image_host
+from multipatch_jax.processor import MultiPatchVisionProcessor
+from multipatch_jax.vision import VisionTransformer
+
+Params = dict[str, Any]
+
+
+def _resolve(config: ModelConfig, params: Params, parts: tuple[str, ...] = ("vision", "connector")) -> ModelConfig:
+    """The config with its dtype decided, after a check that `params` are of this config."""
+    weights.check_params(params, config, parts)
+    dtype = config.dtype or params["vision_model"]["embeddings"]["patch_embedding"]["kernel"].dtype.name
+    return dataclasses.replace(config, dtype=dtype, precision=config.precision if dtype == "float32" else "default")
+
+
+def _tiles_in_flight(batch_size: int | None) -> int:
+    """Tiles per step of the map. More than one on a CPU only grows the working set."""
+    if batch_size is None:
+        return 1 if jax.default_backend() == "cpu" else 8
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size must be a positive number of tiles or None, got {batch_size!r}.")
+    return batch_size
+
+
+def _map_tiles(function: Callable[..., Array], arrays: Any, batch_size: int) -> Array:
+    """`function` over the leading axis of `arrays`, `batch_size` at a time by vmap, the batches one after another."""
+    num_tiles = len(jax.tree.leaves(arrays)[0])
+    batch_size = min(batch_size, num_tiles)
+    padding = -num_tiles % batch_size  # a remainder would be a second copy of the whole program
+    if padding:
+        arrays = jax.tree.map(lambda x: jnp.concatenate([x, x[:1].repeat(padding, axis=0)]), arrays)
+    mapped = jax.lax.map(function, arrays, batch_size=batch_size if batch_size > 1 else None)
+    return mapped[:num_tiles]
+
+
+def _encode(params: Params, tiles: UInt8[Array, "N M M 3"], config: ModelConfig, batch_size: int) -> Array:
+    """The traced heart of all: normalise -> tower -> pixel unshuffle -> projection, mapped over tiles."""
+    module = MultiPatchVisionProcessor(config)
+
+    def encode_tile(tile):
+        return module.apply({"params": params}, normalize(tile).astype(config.dtype))
+
+    return _map_tiles(encode_tile, tiles, batch_size)
+
+
+def _model_params(params: Params) -> Params:
+    """What the tower and connector need; a language model carried beside them stays out of the program."""
+    return {"vision_model": params["vision_model"], "connector": params["connector"]}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@functools.partial(jax.jit, static_argnames=("config",))
+def _vision_features(params, pixel_values, pixel_attention_mask, *, config):
+    module = VisionTransformer(config)
+
+    def tower(arrays):
+        tile, mask = arrays
+        return module.apply({"params": params}, tile.astype(config.dtype), mask)
+
+    return _map_tiles(tower, (pixel_values, pixel_attention_mask), 1)
+
+
+def vision_features(
+    params: Params,
+    pixel_values: Float[Array, "N M M 3"] | Float[np.ndarray, "N M M 3"],
+    *,
+    config: ModelConfig = SMOLVLM_256M,
+    pixel_attention_mask: Bool[Array, "N M M"] | Bool[np.ndarray, "N M M"] | None = None,
+) -> Float[Array, "N P D"]:
+    """Features of the vision tower, after `post_layernorm`, before the connector.
+
+    Args:
+      params: with "vision_model".
+      pixel_values: normalised pixels (about -1 to 1), channels last. Any multiple of the patch size is a tile here.
+      pixel_attention_mask: True for real pixels of partly filled tiles; None when all are real. Features of patches
+        without a real pixel mean nothing, and no real patch depends on them.
+
+    Returns:
+      (N, patches, D_vision), patches row-major.
+    """
+    _check_array("pixel_values", pixel_values, ("N", "M", "M", 3), np.floating)
+    if pixel_attention_mask is not None:
+        _check_array("pixel_attention_mask", pixel_attention_mask, pixel_values.shape[:3], np.bool_)
+    config = _resolve(config, params, ("vision",))
+    return _vision_features(params["vision_model"], pixel_values, pixel_attention_mask, config=config)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "batch_size"))
+def _encode_tiles(params, tiles, *, config, batch_size):
+    return _encode(params, tiles, config, batch_size)
+
+
+def encode_tiles(
+    params: Params,
+    tiles: UInt8[Array, "N M M 3"] | UInt8[np.ndarray, "N M M 3"],
+    *,
+    config: ModelConfig = SMOLVLM_256M,
+    batch_size: int | None = None,
+) -> Float[Array, "N T D"]:
+    """Visual tokens of tiles, as `tile_image` or `tile_image_host` make them.
+
+    Args:
+      params: with "vision_model" and "connector".
+      tiles: uint8, M = config.tiling.tile_size.
+      batch_size: tiles in flight; None is 1 on a CPU and 8 elsewhere.
+
+    Returns:
+      (N, tokens_per_tile, D_text).
+    """
+    side = config.tiling.tile_size
+    _check_array("tiles", tiles, ("N", side, side, 3), np.uint8)
+    config = _resolve(config, params)
+    return _encode_tiles(_model_params(params), tiles, config=config, batch_size=_tiles_in_flight(batch_size))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@functools.partial(jax.jit, static_argnames=("config", "batch_size"))
+def _encode_pixels(params, images, *, config, batch_size):
+    """(B, H, W, 3) of exact static shape -> (B, N * T, D): the whole pipeline in one program."""
+    tiles = jax.vmap(lambda image: tile_image(image, config.tiling))(images)
+    tokens = _encode(params, tiles.reshape(-1, *tiles.shape[2:]), config, batch_size)
+    return tokens.reshape(len(images), -1, tokens.shape[-1])
+
+
+def encode_image(
+    params: Params, image: Any, *, config: ModelConfig = SMOLVLM_256M, batch_size: int | None = None
+) -> Float[Array, "T D"] | Float[Array, "B T D"]:
+    """Visual tokens of an image of any size, or of a batch of images of one size.
+
+    Args:
+      params: with "vision_model" and "connector".
+      image: whatever `load_image` takes, or (B, H, W, 3) arrays. A `jax.Array`, traced or not, must be uint8
+        (H, W, 3) or (B, H, W, 3): then the pixels are resampled inside the program, so that this function works in
+        your own `jit`, `grad` and `vmap`.
+      batch_size: tiles in flight; None is 1 on a CPU and 8 elsewhere.
+
+    Returns:
+      (N * tokens_per_tile, D_text), tiles row-major and the global one last: the order of the `<image>` tokens in
+      the prompt. (B, N * tokens_per_tile, D_text) for a batch.
+
+    Raises:
+      ImageError, FileNotFoundError: not an image. ValueError: not arrays or params that fit.
+    """
+    batch_size = _tiles_in_flight(batch_size)
+    resolved = _resolve(config, params)
+    params = _model_params(params)
+    if isinstance(image, jax.Array):
+        shape = ("B", "H", "W", 3) if image.ndim == 4 else ("H", "W", 3)
+        _check_array("image", image, shape, np.uint8)
+        batch = image if image.ndim == 4 else image[None]
+        tokens = _encode_pixels(params, batch, config=resolved, batch_size=batch_size)
+        return tokens if image.ndim == 4 else tokens[0]
+    is_batch = isinstance(image, np.ndarray) and image.ndim == 4
+    if is_batch and not len(image):
+        raise ValueError(f"Expected a batch of at least one image, got an array of shape {image.shape}.")
+    images = [load_image(one) for one in image] if is_batch else [load_image(image)]
+    tiles = np.concatenate([tile_image_host(one, config.tiling) for one in images])
+    tokens = _encode_tiles(params, tiles, config=resolved, batch_size=batch_size)
+    tokens = tokens.reshape(len(images), -1, tokens.shape[-1])
+    return tokens if is_batch else tokens[0]
+
+
+def _check_array(name: str, array: Any, shape: tuple, dtype: Any) -> None:
+    """Rank, sides and dtype of an argument; a letter in `shape` stands for any positive size, one letter for one."""
+    found = tuple(getattr(array, "shape", ()))
+    sizes: dict[Any, int] = {}
+    fits = len(found) == len(shape) and all(
+        size > 0 and size == (sizes.setdefault(want, size) if isinstance(want, str) else want)
+        for want, size in zip(shape, found, strict=True)
+    )
+    kind = getattr(array, "dtype", None)
+    if not fits or not jnp.issubdtype(kind, dtype):
+        expected = f"({', '.join(map(str, shape))})"
+        hint = ""
+        if len(found) >= 3 and found[-3] == 3 and found[-1] != 3:
+            hint = " Channels come last here: np.moveaxis(x, -3, -1)."
+        raise ValueError(
+            f"{name} must be {np.dtype(dtype).name if dtype is not np.floating else 'floating'} of shape {expected}, "
+            f"got {kind} of shape {found}.{hint}"
+        )

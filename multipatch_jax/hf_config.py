@@ -1,0 +1,130 @@
+"""A Hugging Face folder's config.json and preprocessor_config.json -> `ModelConfig`, strictly.
+
+A key is read, fixed (only this value is supported), or ignored (it says nothing about what we compute); anything else
+is an error, because a key that we don't know may change the tokens. What sparse files leave out is filled from the
+reference's class defaults (transformers 5.23).
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from multipatch_jax.config import FILTERS, ConnectorConfig, ModelConfig, TextConfig, TilingConfig, VisionConfig
+
+_EVERYWHERE = """_attn_implementation_autoset _flash_attn_2_enabled _name_or_path architectures dtype torch_dtype
+    transformers_version use_cache initializer_range attention_dropout model_type output_attentions output_hidden_states
+    return_dict""".split()
+_IGNORED = {
+    "config.json": """_pad_token_id pad_token_id bos_token_id eos_token_id vocab_size transformers.js_config
+        use_reentrant_checkpointing""".split(),
+    "config.json: vision_config": "size max_image_size use_base_siglip".split(),
+    "config.json: text_config": """attention_bias bos_token_id eos_token_id hidden_act is_llama_config mlp_bias
+        neftune_noise_alpha perceiver_config pixel_shuffle_factor pretraining_tp qk_layer_norms rope_interleaved
+        rope_parameters rope_scaling transformers.js_config use_resampler""".split(),
+    "preprocessor_config.json": """image_processor_type feature_extractor_type processor_class do_pad do_convert_rgb
+        return_row_col_info image_seq_len video_sampling data_format default_to_square""".split(),
+}
+_FIXED = {
+    "preprocessor_config.json": {
+        "do_rescale": True,
+        "do_normalize": True,
+        "rescale_factor": 1 / 255,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+    },
+}
+
+
+def _read_section(raw: Any, where: str, known: set[str]) -> dict[str, Any]:
+    """The known keys of one JSON object; every other key must be fixed, ignored or null."""
+    if not isinstance(raw, dict):
+        raise ValueError(f"{where} must be a JSON object, got {type(raw).__name__}.")
+    fixed = _FIXED.get(where, {})
+    for key, value in fixed.items():
+        if raw.get(key) is not None and raw[key] != value:
+            raise ValueError(f"{where}: {key} must be {value!r}, the only value supported, got {raw[key]!r}.")
+    ignored = {*_EVERYWHERE, *_IGNORED[where]}
+    unknown = sorted(key for key in raw.keys() - known - ignored - fixed.keys() if raw[key] is not None)
+    if unknown:
+        raise ValueError(
+            f"{where} has keys that this version does not know and that may change the result: {', '.join(unknown)}. "
+            f"Known keys: {', '.join(sorted(known | fixed.keys()))}."
+        )
+    return {key: raw[key] for key in known & raw.keys() if raw[key] is not None}
+
+
+def _fields(cls: type) -> set[str]:
+    return {field.name for field in dataclasses.fields(cls)}
+
+
+def _longest_edge(section: dict[str, Any], key: str, default: int) -> int:
+    size = section.get(key, {"longest_edge": default})
+    if not isinstance(size, dict) or set(size) != {"longest_edge"}:
+        raise ValueError(f'preprocessor_config.json: {key} must be {{"longest_edge": pixels}}, got {size!r}.')
+    return size["longest_edge"]
+
+
+def config_from_hf(config: dict[str, Any], preprocessor: dict[str, Any]) -> ModelConfig:
+    """The `ModelConfig` that a checkpoint's config.json and preprocessor_config.json describe.
+
+    Raises:
+      ValueError: a key is unknown, or a value is not one that we compute.
+    """
+    top = _read_section(
+        config,
+        "config.json",
+        {"image_token_id", "model_type", "scale_factor", "text_config", "vision_config", "tie_word_embeddings"},
+    )
+    if top.get("model_type") not in ("idefics3", "smolvlm"):
+        raise ValueError(f"config.json: model_type must be idefics3 or smolvlm, got {config.get('model_type')!r}.")
+    vision = VisionConfig(
+        **_read_section(top.get("vision_config", {}), "config.json: vision_config", _fields(VisionConfig))
+    )
+    text_json = top.get("text_config", {"rms_norm_eps": 1e-5})
+    text = _read_section(text_json, "config.json: text_config", _fields(TextConfig))
+    text.setdefault("rope_theta", (text_json.get("rope_parameters") or {}).get("rope_theta", 10000.0))
+    text["tie_word_embeddings"] = top.get("tie_word_embeddings", False)  # the top level decides (reference, v5)
+
+    image = _read_section(
+        preprocessor,
+        "preprocessor_config.json",
+        {"do_resize", "do_image_splitting", "size", "max_image_size", "resample"},
+    )
+    if image.get("resample", 1) not in FILTERS:
+        raise ValueError(f"preprocessor_config.json: resample must be one of {FILTERS}, got {image['resample']!r}.")
+    scale_factor = top.get("scale_factor", 2)
+    tile_size = _longest_edge(image, "max_image_size", 364)
+    return ModelConfig(
+        vision=vision,
+        connector=ConnectorConfig(scale_factor=scale_factor, text_hidden_size=text.get("hidden_size", 4096)),
+        tiling=TilingConfig(
+            longest_edge=_longest_edge(image, "size", 4 * 364),
+            tile_size=tile_size,
+            tokens_per_tile=max((tile_size // vision.patch_size // scale_factor) ** 2, 1),
+            do_resize=image.get("do_resize", True),
+            do_image_splitting=image.get("do_image_splitting", True),
+            filter=FILTERS[image.get("resample", 1)],
+        ),
+        text=TextConfig(**text),
+        image_token_id=top.get("image_token_id", 128257),
+        model_type=top["model_type"],
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file, with an error that names the file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}.") from None
+
+
+def read_hf_config(folder: Path) -> ModelConfig:
+    """`config_from_hf` of a folder; transformers 5 may keep the image processor inside processor_config.json."""
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        if (folder / name).is_file():
+            preprocessor = read_json(folder / name)
+            preprocessor = preprocessor.get("image_processor", preprocessor)
+            return config_from_hf(read_json(folder / "config.json"), preprocessor)
+    raise FileNotFoundError(f"{folder} has no preprocessor_config.json, which says how images are tiled.")
