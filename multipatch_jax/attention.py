@@ -1,8 +1,12 @@
 """Bidirectional multi-head attention of one tile: one function, one implementation per backend."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
+
+from multipatch_jax.linear import BLOCK
 
 
 def attention(
@@ -33,4 +37,10 @@ def attention(
     if mask is not None:
         scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("hqk,khd->qhd", weights, v, precision=precision)
+    # In float32, sums over many keys are made block by block, for the reason given in linear.matmul.
+    step = BLOCK if v.dtype == jnp.float32 and precision == "highest" else len(v)
+    blocks = (
+        jnp.einsum("hqk,khd->qhd", weights[..., i : i + step], v[i : i + step], precision=precision)
+        for i in range(0, len(v), step)
+    )
+    return functools.reduce(jnp.add, blocks)

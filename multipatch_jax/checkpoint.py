@@ -5,7 +5,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -50,17 +50,29 @@ def from_pretrained(
       FileNotFoundError: no such folder or id, or a file is missing from it.
       CheckpointError, ValueError: the files are not a model that we know, wholly and exactly.
     """
-    folder = Path(name_or_path)
-    if not folder.is_dir():
-        folder = _download(str(name_or_path), parts)
     if dtype is not None:
         dtype = _check_dtype(dtype)
+    folder = resolve(name_or_path, parts)
+    config = read_config(folder)
+    parts = weights.check_parts(config, parts)
     if (folder / CONFIG_FILE).is_file():
-        return _load_saved(folder, parts, dtype)
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} has neither {CONFIG_FILE} nor config.json, so it is not a model's folder.")
-    config = read_hf_config(folder)
+        return config, _load_saved(folder, config, parts, dtype)
     return config, _load_safetensors(folder, config, parts, dtype, progress)
+
+
+def resolve(name_or_path: str | Path, parts: Iterable[str] = ("vision", "connector")) -> Path:
+    """The folder itself, or the one that a hub id's files for `parts` were downloaded into."""
+    folder = Path(name_or_path)
+    return folder if folder.is_dir() else _download(str(name_or_path), parts)
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """The config of a folder of ours or of Hugging Face's; no weights are read."""
+    if (folder / CONFIG_FILE).is_file():
+        return config_from_dict(read_json(folder / CONFIG_FILE))
+    if (folder / "config.json").is_file():
+        return read_hf_config(folder)
+    raise FileNotFoundError(f"{folder} has neither {CONFIG_FILE} nor config.json, so it is not a model's folder.")
 
 
 def save_pretrained(path: str | Path, config: ModelConfig, params: dict[str, Any]) -> None:
@@ -107,11 +119,10 @@ def _check_dtype(dtype: Any) -> np.dtype:
 # A folder of ours.
 
 
-def _load_saved(folder: Path, parts: Iterable[str], dtype: Any) -> tuple[ModelConfig, dict[str, Any]]:
+def _load_saved(folder: Path, config: ModelConfig, parts: tuple[str, ...], dtype: Any) -> dict[str, Any]:
     import orbax.checkpoint as ocp
 
-    config = config_from_dict(read_json(folder / CONFIG_FILE))
-    expected = weights.param_shapes(config, weights.check_parts(config, parts))
+    expected = weights.param_shapes(config, parts)
     with ocp.PyTreeCheckpointer() as checkpointer:
         try:
             tree = checkpointer.metadata((folder / "params").absolute()).item_metadata
@@ -129,7 +140,7 @@ def _load_saved(folder: Path, parts: Iterable[str], dtype: Any) -> tuple[ModelCo
                 for path, shape in expected.items()
             }
         )
-        params = checkpointer.restore(
+        return checkpointer.restore(
             (folder / "params").absolute(),
             args=ocp.args.PyTreeRestore(
                 item=target,
@@ -137,7 +148,6 @@ def _load_saved(folder: Path, parts: Iterable[str], dtype: Any) -> tuple[ModelCo
                 partial_restore=True,
             ),
         )
-    return config, params
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -176,20 +186,19 @@ def _open(file: Path) -> Any:
 
 
 def _load_safetensors(
-    folder: Path, config: ModelConfig, parts: Iterable[str], dtype: Any, progress: bool
+    folder: Path, config: ModelConfig, parts: tuple[str, ...], dtype: Any, progress: bool
 ) -> dict[str, Any]:
-    parts = weights.check_parts(config, parts)
     known = weights.tensors(config)
     wanted = {name: tensor for name, tensor in known.items() if tensor.part in parts}
     located = _shards(folder)
     with ExitStack() as stack:
         if isinstance(located, Path):
             whole = stack.enter_context(_open(located))
-            files = dict.fromkeys(whole.keys(), whole)
+            files = dict[str, Any].fromkeys(whole.keys(), whole)
         else:
             needed = {file: None for name, file in located.items() if name in wanted}
             opened = {file: stack.enter_context(_open(file)) for file in needed}
-            files = {name: opened.get(file) for name, file in located.items()}
+            files: dict[str, Any] = {name: opened.get(file) for name, file in located.items()}
         slices = {name: file.get_slice(name) for name, file in files.items() if name in wanted and file is not None}
         _check_found(folder, wanted, known, files.keys(), slices, dtype)
         bar = tqdm(desc="loading", unit=" tensors", total=len(wanted), disable=not progress)

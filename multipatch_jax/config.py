@@ -5,9 +5,8 @@ reference's class defaults (transformers 5.23), which published JSON files leave
 """
 
 import dataclasses
+import numbers
 from typing import Any
-
-import numpy as np
 
 RESAMPLERS = ("pillow", "pillow12", "torchvision")
 FILTERS = {1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's codes, as in preprocessor_config.json
@@ -17,7 +16,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 def _require_positive(config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
             raise ValueError(f"{type(config).__name__}.{name} must be a positive integer, got {value!r}.")
 
 
@@ -120,8 +119,8 @@ class TextConfig:
     intermediate_size: int = 11008
     num_hidden_layers: int = 32
     num_attention_heads: int = 32
-    num_key_value_heads: int | None = None
-    head_dim: int | None = None
+    num_key_value_heads: int = 32
+    head_dim: int = 128
     vocab_size: int = 32000
     max_position_embeddings: int = 2048
     rms_norm_eps: float = 1e-6
@@ -130,10 +129,6 @@ class TextConfig:
     tie_word_embeddings: bool = False
 
     def __post_init__(self):
-        if self.num_key_value_heads is None:
-            object.__setattr__(self, "num_key_value_heads", self.num_attention_heads)
-        if self.head_dim is None:
-            object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
         _require_positive(self, "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
         _require_positive(self, "num_key_value_heads", "head_dim", "vocab_size")
 
@@ -184,10 +179,10 @@ class ModelConfig:
 def config_from_dict(raw: dict[str, Any]) -> ModelConfig:
     """The inverse of `dataclasses.asdict`."""
     parts = {"vision": VisionConfig, "connector": ConnectorConfig, "tiling": TilingConfig, "text": TextConfig}
+    fields: dict[str, Any] = dict(raw)
     try:
-        return ModelConfig(
-            **{key: parts[key](**value) if key in parts and value is not None else value for key, value in raw.items()}
-        )
+        fields |= {key: cls(**fields[key]) for key, cls in parts.items() if fields.get(key) is not None}
+        return ModelConfig(**fields)
     except TypeError as error:
         raise ValueError(f"Not a config that this version wrote: {error}.") from None
 
@@ -203,6 +198,7 @@ _SMOLLM2_135M = TextConfig(
     num_hidden_layers=30,
     num_attention_heads=9,
     num_key_value_heads=3,
+    head_dim=64,
     vocab_size=49280,
     max_position_embeddings=8192,
     rms_norm_eps=1e-5,
@@ -221,6 +217,7 @@ _SMOLLM2_1_7B = TextConfig(
     hidden_size=2048,
     intermediate_size=8192,
     num_hidden_layers=24,
+    head_dim=64,
     vocab_size=49155,
     max_position_embeddings=16384,
     rms_norm_eps=1e-5,

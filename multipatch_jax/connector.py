@@ -6,6 +6,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from multipatch_jax.config import ModelConfig
+from multipatch_jax.linear import Dense
 
 
 def pixel_unshuffle(x: Float[Array, "P D"], scale_factor: int) -> Float[Array, "T E"]:
@@ -30,7 +31,7 @@ class ModalityProjection(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "T E"]) -> Float[Array, "T D"]:
-        return nn.Dense(
+        return Dense(
             self.config.connector.text_hidden_size,
             use_bias=False,
             dtype=self.config.dtype,

@@ -13,8 +13,19 @@ from jaxtyping import Array, Bool, Float, UInt8
 from multipatch_jax import weights
 from multipatch_jax.config import SMOLVLM_256M, ModelConfig
 from multipatch_jax.image import load_image
-from multipatch_jax.preprocess import normalize, tile_image, tile_image_host
+from multipatch_jax.preprocess import (
+    bucket_of,
+    fits_device,
+    image_filters,
+    normalize,
+    pad_to_bucket,
+    tile_image,
+    tile_image_host,
+    tile_padded,
+)
 from multipatch_jax.processor import MultiPatchVisionProcessor
+from multipatch_jax.resample import default_implementation
+from multipatch_jax.tiling import plan_tiles
 from multipatch_jax.vision import VisionTransformer
 
 Params = dict[str, Any]
@@ -36,7 +47,7 @@ def _tiles_in_flight(batch_size: int | None) -> int:
     return batch_size
 
 
-def _map_tiles(function: Callable[..., Array], arrays: Any, batch_size: int) -> Array:
+def _map_tiles(function: Callable[[Any], Any], arrays: Any, batch_size: int) -> Array:
     """`function` over the leading axis of `arrays`, `batch_size` at a time by vmap, the batches one after another."""
     num_tiles = len(jax.tree.leaves(arrays)[0])
     batch_size = min(batch_size, num_tiles)
@@ -132,12 +143,20 @@ def encode_tiles(
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@functools.partial(jax.jit, static_argnames=("config", "batch_size"))
-def _encode_pixels(params, images, *, config, batch_size):
+@functools.partial(jax.jit, static_argnames=("config", "batch_size", "resampling"))
+def _encode_pixels(params, images, *, config, batch_size, resampling):
     """(B, H, W, 3) of exact static shape -> (B, N * T, D): the whole pipeline in one program."""
-    tiles = jax.vmap(lambda image: tile_image(image, config.tiling))(images)
+    tile = functools.partial(tile_image, tiling=config.tiling, implementation=resampling)
+    tiles = jax.vmap(tile)(images)
     tokens = _encode(params, tiles.reshape(-1, *tiles.shape[2:]), config, batch_size)
     return tokens.reshape(len(images), -1, tokens.shape[-1])
+
+
+@functools.partial(jax.jit, static_argnames=("num_tiles", "config", "batch_size", "resampling"))
+def _encode_padded(params, padded, filters, *, num_tiles, config, batch_size, resampling):
+    """The same for an image in its bucket, sizes and filters being data: one program per (bucket, num_tiles)."""
+    tiles = tile_padded(padded, filters, num_tiles=num_tiles, tiling=config.tiling, implementation=resampling)
+    return _encode(params, tiles, config, batch_size)
 
 
 def encode_image(
@@ -159,23 +178,33 @@ def encode_image(
     Raises:
       ImageError, FileNotFoundError: not an image. ValueError: not arrays or params that fit.
     """
-    batch_size = _tiles_in_flight(batch_size)
+    if isinstance(image, jax.Array):
+        is_batch = image.ndim == 4
+        _check_array("image", image, ("B", "H", "W", 3) if is_batch else ("H", "W", 3), np.uint8)
+    else:
+        is_batch = isinstance(image, np.ndarray) and image.ndim == 4
+        if is_batch and not len(image):
+            raise ValueError(f"Expected a batch of at least one image, got an array of shape {image.shape}.")
+        image = np.stack([load_image(one) for one in image]) if is_batch else load_image(image)
     resolved = _resolve(config, params)
+    static = {"config": resolved, "batch_size": _tiles_in_flight(batch_size)}
     params = _model_params(params)
     if isinstance(image, jax.Array):
-        shape = ("B", "H", "W", 3) if image.ndim == 4 else ("H", "W", 3)
-        _check_array("image", image, shape, np.uint8)
-        batch = image if image.ndim == 4 else image[None]
-        tokens = _encode_pixels(params, batch, config=resolved, batch_size=batch_size)
-        return tokens if image.ndim == 4 else tokens[0]
-    is_batch = isinstance(image, np.ndarray) and image.ndim == 4
-    if is_batch and not len(image):
-        raise ValueError(f"Expected a batch of at least one image, got an array of shape {image.shape}.")
-    images = [load_image(one) for one in image] if is_batch else [load_image(image)]
-    tiles = np.concatenate([tile_image_host(one, config.tiling) for one in images])
-    tokens = _encode_tiles(params, tiles, config=resolved, batch_size=batch_size)
-    tokens = tokens.reshape(len(images), -1, tokens.shape[-1])
-    return tokens if is_batch else tokens[0]
+        batch = image if is_batch else image[None]
+        tokens = _encode_pixels(params, batch, resampling=default_implementation(), **static)
+        return tokens if is_batch else tokens[0]
+    if is_batch:
+        tiles = np.concatenate([tile_image_host(one, config.tiling) for one in image])
+        tokens = _encode_tiles(params, tiles, **static)
+        return tokens.reshape(len(image), -1, tokens.shape[-1])
+    plan = plan_tiles(image.shape[0], image.shape[1], config.tiling)
+    if fits_device(plan, config.tiling):
+        filters = image_filters(plan, config.tiling, bucket_of(plan.height, plan.width))
+        static |= {"num_tiles": plan.num_tiles, "resampling": default_implementation()}
+        tokens = _encode_padded(params, pad_to_bucket(image), filters, **static)
+    else:
+        tokens = _encode_tiles(params, tile_image_host(image, config.tiling), **static)
+    return tokens.reshape(-1, tokens.shape[-1])
 
 
 def _check_array(name: str, array: Any, shape: tuple, dtype: Any) -> None:
@@ -186,7 +215,7 @@ def _check_array(name: str, array: Any, shape: tuple, dtype: Any) -> None:
         size > 0 and size == (sizes.setdefault(want, size) if isinstance(want, str) else want)
         for want, size in zip(shape, found, strict=True)
     )
-    kind = getattr(array, "dtype", None)
+    kind: Any = getattr(array, "dtype", None)
     if not fits or not jnp.issubdtype(kind, dtype):
         expected = f"({', '.join(map(str, shape))})"
         hint = ""

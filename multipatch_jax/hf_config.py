@@ -83,6 +83,8 @@ def config_from_hf(config: dict[str, Any], preprocessor: dict[str, Any]) -> Mode
     )
     text_json = top.get("text_config", {"rms_norm_eps": 1e-5})
     text = _read_section(text_json, "config.json: text_config", _fields(TextConfig))
+    text.setdefault("num_key_value_heads", text.get("num_attention_heads", 32))
+    text.setdefault("head_dim", text.get("hidden_size", 4096) // text.get("num_attention_heads", 32))
     text.setdefault("rope_theta", (text_json.get("rope_parameters") or {}).get("rope_theta", 10000.0))
     text["tie_word_embeddings"] = top.get("tie_word_embeddings", False)  # the top level decides (reference, v5)
 

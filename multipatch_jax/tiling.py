@@ -6,6 +6,7 @@ included, because a rounding done otherwise is a wrong number of `<image>` token
 
 import dataclasses
 import math
+import numbers
 
 from multipatch_jax.config import TilingConfig
 
@@ -97,7 +98,7 @@ def plan_tiles(height: int, width: int, tiling: TilingConfig = TilingConfig()) -
       ValueError: a side is not a positive integer.
     """
     for name, value in (("height", height), ("width", width)):
-        if isinstance(value, bool) or int(value) != value or value < 1:
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
             raise ValueError(f"An image's {name} must be a positive number of pixels, got {value!r}.")
     height, width, longest_edge = int(height), int(width), tiling.longest_edge
     plan = _plan(height, width, tiling, longest_edge)

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from multipatch_jax.attention import attention
 from multipatch_jax.config import ModelConfig
+from multipatch_jax.linear import Dense
 
 
 def patch_attention_mask(pixel_attention_mask: Bool[Array, "M M"], patch_size: int) -> Bool[Array, "g g"]:
@@ -38,8 +39,8 @@ def position_ids(mask: Bool[Array, "g g"] | Bool[np.ndarray, "g g"], patches_per
     return jnp.where(mask, ids, 0).reshape(-1)
 
 
-def _dense(config: ModelConfig, features: int, name: str) -> nn.Dense:
-    return nn.Dense(features, dtype=config.dtype, precision=config.precision, name=name)
+def _dense(config: ModelConfig, features: int, name: str) -> Dense:
+    return Dense(features, dtype=config.dtype, precision=config.precision, name=name)
 
 
 def _layer_norm(config: ModelConfig, name: str) -> nn.LayerNorm:
@@ -126,7 +127,7 @@ class Encoder(nn.Module):
             EncoderLayer,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=nn.broadcast,
+            in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
             length=self.config.vision.num_hidden_layers,
         )
         x, _ = layers(self.config, name="layers")(x, mask)

@@ -1,5 +1,7 @@
 """Pictures of what happens to an image, with Pillow alone."""
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
@@ -29,7 +31,6 @@ def draw_tiles(image: UInt8[np.ndarray, "H W 3"], plan: TilePlan, *, longest_edg
     if not plan.has_global_tile:
         return _captioned(picture, plan)
     side = max(min(longest_edge // 4, height), 96)
-    thumbnail = picture.resize((side, side), Image.Resampling.LANCZOS)
     thumbnail = Image.fromarray(image).resize((side, side), Image.Resampling.LANCZOS)
     draw = ImageDraw.Draw(thumbnail)
     draw.rectangle([0, 0, side - 1, side - 1], outline=_LINE, width=2)
@@ -40,7 +41,7 @@ def draw_tiles(image: UInt8[np.ndarray, "H W 3"], plan: TilePlan, *, longest_edg
     return _captioned(sheet, plan)
 
 
-def _label(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, font: ImageFont.ImageFont) -> None:
+def _label(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, font: Any) -> None:
     left, top, right, bottom = draw.textbbox(place, text, font=font)
     draw.rectangle([left - 4, top - 4, right + 4, bottom + 4], fill=_LINE)
     draw.text(place, text, fill=_PAPER, font=font)

@@ -107,16 +107,15 @@ def check_parts(config: ModelConfig, parts: Iterable[str]) -> tuple[str, ...]:
 @functools.lru_cache
 def tensors(config: ModelConfig) -> Mapping[str, Tensor]:
     """Every tensor of `config`'s checkpoint by its Hugging Face name."""
-    dims = _dims(config)
+    dims, text = _dims(config), config.text
+    depths = {"vision": config.vision.num_hidden_layers, "text": text.num_hidden_layers if text else 0}
     found: dict[str, Tensor] = {}
     for part, module, kinds in _TABLE:
-        if part in ("embeddings", "text") and config.text is None:
+        if part in ("embeddings", "text") and text is None:
             continue
-        if module == "lm_head" and config.text is not None and config.text.tie_word_embeddings:
+        if module == "lm_head" and text is not None and text.tie_word_embeddings:
             continue
-        num_layers = config.vision.num_hidden_layers if part == "vision" or config.text is None else 0
-        if part == "text" and config.text is not None:
-            num_layers = config.text.num_hidden_layers
+        num_layers = depths.get(part, 0)
         prefix = "" if module == "lm_head" else "model."
         for (suffix, leaf, axes), letters in kinds.items():
             shape = tuple(dims[letter] for letter in letters.split())

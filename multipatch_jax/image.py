@@ -1,0 +1,192 @@
+"""Anything a user holds -> uint8 RGB: files, bytes, PIL images and arrays, with clear errors for what is none of these.
+
+Conversion to RGB is the reference's `do_convert_rgb` (transformers 5.23, PIL backend): transparency goes over opaque
+white, every other mode through Pillow's `convert("RGB")`, so that a 16-bit image is clipped at 255, not scaled.
+
+Everything here is safe to call from several threads. That is why Pillow's warnings (damaged metadata, mostly) are left
+to the caller's filters: `warnings.catch_warnings` swaps global state, and two threads that leave it in the wrong order
+would lose the caller's filters for good. A filter that makes an error of Pillow's warning makes an `ImageError` here.
+"""
+
+import contextlib
+import io
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+FLOAT_DTYPES = ("float16", "float32", "float64", "bfloat16")
+STRIP_PIXELS = 2**18  # 1 MB at Pillow's 4 bytes a pixel: a strip stays in cache through its conversions
+TRANSPOSE = {  # EXIF orientation -> what makes the image upright; 1 is upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class ImageError(ValueError):
+    """The source is not an image, is damaged, or is refused; the message says which and what to do."""
+
+
+def load_image(source: Any, *, exif_transpose: bool = False) -> UInt8[np.ndarray, "H W 3"]:
+    """The pixels of one image, 8-bit RGB.
+
+    Args:
+      source: one of
+        * a path, the bytes of a file, or a file object open for reading bytes (read from its beginning, left open). The
+          first frame of an animation, upright by its EXIF orientation, transparency over white. (Given a path, the
+          reference drops alpha instead, and shows the colours that it hid.)
+        * a `PIL.Image.Image` of any mode, its current frame.
+        * a NumPy or JAX array (H, W, C), C being 1 (grey), 3 (RGB) or 4 (RGBA, over white): uint8, or a float type in
+          [0, 1], which is multiplied by 255 and truncated. The layout is never guessed, nor is the range.
+      exif_transpose: whether a PIL image is turned upright by its EXIF orientation, which the reference does not do.
+
+    Returns:
+      A C-contiguous array. A uint8 RGB array comes back as it is, without a copy, where it is contiguous.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ImageError: the source cannot be decoded, or is refused: more than `PIL.Image.MAX_IMAGE_PIXELS` pixels in a file,
+        no pixels at all, or an array with another shape, dtype or range.
+      TypeError: the source is of another type.
+    """
+    if isinstance(source, Image.Image):
+        filename = getattr(source, "filename", "")
+        with _pillow_errors(f"PIL image {filename!r}" if filename else "PIL image"):
+            return _from_pil(source, exif_transpose)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return _from_file(io.BytesIO(source), "Image from bytes")
+    if isinstance(source, (str, os.PathLike)):
+        name = f"Image file {os.fspath(source)!r}"
+        try:
+            file = open(
+                source, "rb"
+            )  # not by Pillow: it maps the file, and a mapped file that shrinks kills the process
+        except FileNotFoundError as error:
+            raise FileNotFoundError(error.errno, "No such image file (URLs are not fetched)", error.filename) from None
+        except (OSError, ValueError) as error:
+            raise ImageError(f"{name} cannot be opened: {error}.") from error
+        with file:
+            return _from_file(file, name)
+    if hasattr(source, "read"):
+        return _from_file(source, "Image from file object")
+    if hasattr(source, "__array__"):
+        return _from_array(np.asarray(source))
+    raise TypeError(
+        f"An image must be a path, bytes, a binary file object, a PIL image or an array, got {type(source).__name__}."
+    )
+
+
+@contextlib.contextmanager
+def _pillow_errors(name: str) -> Iterator[None]:
+    """Turns whatever Pillow's decoders raise on broken input into an `ImageError` about `name`."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(
+            f"{name} is refused as a possible decompression bomb: {error} "
+            f"If you trust it, set PIL.Image.MAX_IMAGE_PIXELS higher."
+        ) from error
+    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error, KeyError and more
+        raise ImageError(f"{name} cannot be decoded: {type(error).__name__}: {error}.") from error
+
+
+def _from_file(file: Any, name: str) -> UInt8[np.ndarray, "H W 3"]:
+    with _pillow_errors(name):
+        if not isinstance(file.read(0), bytes):
+            raise ImageError(f"{name} must give bytes, got text: open it with mode 'rb'.")
+        if not (hasattr(file, "seekable") and file.seekable()):
+            file = io.BytesIO(file.read())
+        try:
+            image = Image.open(file)
+        except UnidentifiedImageError:
+            file.seek(0)
+            start = file.read(16)
+            what = f"is damaged, or no image that Pillow knows: it starts with {start!r}" if start else "is empty"
+            raise ImageError(f"{name} {what}.") from None
+        with image:
+            # Pillow only warns up to twice its limit; looking ourselves needs no change to the warning filters.
+            limit, pixels = Image.MAX_IMAGE_PIXELS, image.width * image.height
+            if limit is not None and pixels > limit:
+                raise Image.DecompressionBombError(f"{pixels} pixels exceed the limit of {limit}.")
+            if image.format == "EPS":
+                raise ImageError(f"{name} is PostScript, a program, which is not run: convert it to PNG first.")
+            return _from_pil(image, upright=True)
+
+
+def _orientation(image: Image.Image) -> Any:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # damaged EXIF data says nothing about the pixels, which may be perfectly good
+        return 1
+
+
+def _from_pil(image: Image.Image, upright: bool) -> UInt8[np.ndarray, "H W 3"]:
+    if 0 in image.size:
+        raise ImageError(f"An image must have at least one pixel, got {image.width} x {image.height}.")
+    image.load()
+    if upright and (method := TRANSPOSE.get(_orientation(image))) is not None:
+        image = image.transpose(method)
+    has_alpha = "A" in image.getbands() or image.info.get("transparency") is not None
+    width, height = image.size
+    pixels = np.empty((height, width, 3), np.uint8)
+    rows = max(1, STRIP_PIXELS // width)
+    for top in range(0, height, rows):
+        strip = image.crop((0, top, width, min(top + rows, height)))
+        if has_alpha:
+            strip = strip.convert("RGBA")
+            strip = Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip)
+        pixels[top : top + rows] = np.asarray(strip.convert("RGB"))
+    return pixels
+
+
+def _from_array(array: np.ndarray) -> UInt8[np.ndarray, "H W 3"]:
+    if array.ndim != 3 or array.shape[-1] not in (1, 3, 4):
+        hint = ""
+        if array.ndim == 2:
+            hint = ": a grey image needs its channel axis, x[..., None]"
+        elif array.ndim == 3 and array.shape[0] in (1, 3, 4):
+            hint = ": if channels come first, use np.moveaxis(x, 0, -1)"
+        elif array.ndim == 4:
+            hint = ": pass one image at a time"
+        raise ImageError(f"An image array must be (H, W, C) with C = 1, 3 or 4, got shape {array.shape}{hint}.")
+    if 0 in array.shape:
+        raise ImageError(f"An image must have at least one pixel, got an array of shape {array.shape}.")
+    if array.dtype.name in FLOAT_DTYPES:
+        array = _float_to_uint8(array)
+    elif array.dtype != np.uint8:
+        raise ImageError(
+            f"An image array must be uint8, or floating point in [0, 1], got {array.dtype}: "
+            f"if its values are 0 to 255, use x.astype(np.uint8)."
+        )
+    if array.shape[-1] == 4:
+        return _from_pil(Image.fromarray(np.ascontiguousarray(array)), upright=False)
+    if array.shape[-1] == 1:
+        return np.repeat(array, 3, axis=-1)
+    return np.ascontiguousarray(array)
+
+
+def _float_to_uint8(array: np.ndarray) -> np.ndarray:
+    """[0, 1] to 0..255 with the reference's roundings: RGBA over white first, product to float32, then truncation."""
+    if array.dtype.name == "bfloat16":  # unknown to the reference; each one is a float32
+        array = array.astype(np.float32)
+    low, high = array.min(), array.max()
+    if not (low >= 0 and high <= 1):  # NaN fails both
+        raise ImageError(
+            f"A floating-point image must lie in [0, 1], got values from {low} to {high}: "
+            f"if they are 0 to 255, use x.astype(np.uint8)."
+        )
+    if array.shape[-1] == 4:
+        alpha = array[..., 3:]
+        array = alpha * array[..., :3] + (1 - alpha)
+    product = np.multiply(array, 255, dtype=np.result_type(array, np.float32))
+    return product.astype(np.float32, copy=False).astype(np.uint8)

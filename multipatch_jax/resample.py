@@ -1,0 +1,278 @@
+"""The reference's resize, to the byte: two integer passes with a rounding to 8 bits between them.
+
+A pass is a sparse matrix along one axis: every output pixel is a weighted sum of neighbouring source pixels. The weights
+are made on the host in float64 with the reference's own order of operations (Pillow's `Resample.c`, torch's
+`UpSampleKernel.cpp`), rounded to integers, and are then data: the device never computes a weight.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Int32, UInt8
+
+SHIFT = 22  # weights are integers in units of 2**-22
+SUPPORT = {"lanczos": 3, "bicubic": 2, "bilinear": 1}  # reach of a filter to one side, in pixels
+IMPLEMENTATIONS = ("gather", "banded")
+_BLOCK = 128  # outputs of one block of the banded form: a TPU's lanes
+_ROWS = 8  # rows of one block of the gather form: as many as the ways of an L1 cache, as strides are often powers of 2
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Host: weights.
+
+
+class AxisFilter(NamedTuple):
+    """One pass as data: output i is the sum over t of `weights[i, t] * x[starts[i] + t]`, in units of 2**-22."""
+
+    starts: Int32[Array | np.ndarray, " out"]
+    weights: Int32[Array | np.ndarray, "out taps"]
+
+
+class Resize(NamedTuple):
+    """One resize as data. Sizes are (height, width) of what is real, where arrays are padded; see `resize`."""
+
+    vertical: AxisFilter
+    horizontal: AxisFilter
+    in_size: Int32[Array | np.ndarray, "2"]
+    out_size: Int32[Array | np.ndarray, "2"]
+    vertical_first: Array | np.ndarray | bool
+
+
+def _sin(x: np.ndarray) -> np.ndarray:
+    # The C library's, as in the reference: NumPy's own may differ in the last bit on some processors.
+    return np.fromiter(map(math.sin, x.ravel().tolist()), np.float64, x.size).reshape(x.shape)
+
+
+def _sinc(x: np.ndarray) -> np.ndarray:
+    x = x * math.pi
+    return np.where(x == 0, 1.0, _sin(x) / np.where(x == 0, 1.0, x))
+
+
+def _lanczos(x: np.ndarray) -> np.ndarray:
+    return np.where((x >= -3) & (x < 3), _sinc(x) * _sinc(x / 3), 0.0)
+
+
+def _bicubic(x: np.ndarray) -> np.ndarray:  # Keys, a = -0.5
+    x = np.abs(x)
+    inner = (1.5 * x - 2.5) * x * x + 1
+    outer = (((x - 5) * x + 8) * x - 4) * -0.5
+    return np.where(x < 1, inner, np.where(x < 2, outer, 0.0))
+
+
+def _bilinear(x: np.ndarray) -> np.ndarray:
+    return np.maximum(1 - np.abs(x), 0.0)
+
+
+_KERNELS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "lanczos": _lanczos,
+    "bicubic": _bicubic,
+    "bilinear": _bilinear,
+}
+
+
+@functools.lru_cache(maxsize=256)
+def axis_filter(in_size: int, out_size: int, filter: str = "lanczos", resampler: str = "pillow") -> AxisFilter:
+    """The weights of one pass from `in_size` to `out_size` pixels, equal to the reference's.
+
+    Args:
+      in_size, out_size: pixels. Equal sizes give the identity, as the reference skips such a pass.
+      filter: "lanczos", "bicubic" (a = -0.5) or "bilinear".
+      resampler: "pillow" and "pillow12" keep 22 bits of a weight; "torchvision" as many as fit an int16.
+    """
+    if in_size == out_size:
+        return AxisFilter(np.arange(out_size, dtype=np.int32), np.full((out_size, 1), 1 << SHIFT, np.int32))
+    scale = in_size / out_size
+    stretch = max(scale, 1.0)
+    support = SUPPORT[filter] * stretch
+    center = (np.arange(out_size) + 0.5) * scale
+    low = np.maximum((center - support + 0.5).astype(np.int64), 0)
+    high = np.minimum((center + support + 0.5).astype(np.int64), in_size)
+    tap = np.arange((high - low).max())
+    weights = _KERNELS[filter]((tap + low[:, None] - center[:, None] + 0.5) * (1.0 / stretch))
+    weights = np.where(tap < (high - low)[:, None], weights, 0.0)
+    weights /= np.cumsum(weights, axis=1)[:, -1:]  # cumsum adds from left to right, as the reference; sum does not
+    bits = SHIFT if resampler != "torchvision" else _int16_bits(weights.max())
+    weights *= 1 << bits
+    integers = np.trunc(weights + np.copysign(0.5, weights)).astype(np.int32) << (SHIFT - bits)
+    low = low.astype(np.int32)
+    for array in (low, integers):
+        array.setflags(write=False)  # shared through the cache
+    return AxisFilter(low, integers)
+
+
+def _int16_bits(largest: float) -> int:
+    """torch's precision of a pass: the most bits with which its largest weight stays an int16."""
+    bits = 0
+    while bits < SHIFT and int(0.5 + largest * (1 << (bits + 1))) < 1 << 15:
+        bits += 1
+    return bits
+
+
+def pad_filter(filter: AxisFilter, out_size: int, taps: int) -> AxisFilter:
+    """Zero weights up to a static number of outputs and taps; the outputs added are 0."""
+    extra = out_size - len(filter.starts)
+    return AxisFilter(
+        np.pad(filter.starts, (0, extra), mode="edge"),
+        np.pad(filter.weights, ((0, extra), (0, taps - filter.weights.shape[1]))),
+    )
+
+
+def vertical_first(in_size: tuple[int, int], out_size: tuple[int, int], resampler: str) -> bool:
+    """Whether the vertical pass comes first: Pillow 13 does so where it saves work, all others never."""
+    fewer_rows, fewer_cols = in_size[0] - out_size[0], in_size[1] - out_size[1]
+    return resampler == "pillow" and fewer_rows > 0 and fewer_rows > 2 * fewer_cols
+
+
+def resize_host(
+    image: UInt8[np.ndarray, "H W 3"], out_size: tuple[int, int], filter: str, resampler: str
+) -> UInt8[np.ndarray, "h w 3"]:
+    """The resize in NumPy: slow, and for resamplers that no installed library offers."""
+    axes = (0, 1) if vertical_first(image.shape[:2], out_size, resampler) else (1, 0)
+    for axis in axes:
+        if image.shape[axis] != out_size[axis]:
+            weights = axis_filter(image.shape[axis], out_size[axis], filter, resampler)
+            image = np.swapaxes(_host_pass(np.swapaxes(image, 0, axis), weights), 0, axis)
+    return np.ascontiguousarray(image)
+
+
+def _host_pass(x: np.ndarray, filter: AxisFilter) -> np.ndarray:
+    out = np.empty((len(filter.starts), *x.shape[1:]), np.uint8)
+    for first in range(0, len(out), _ROWS):
+        starts, weights = filter.starts[first : first + _ROWS], filter.weights[first : first + _ROWS]
+        total = np.full((len(starts), *x.shape[1:]), 1 << (SHIFT - 1), np.int32)
+        for tap in range(weights.shape[1]):
+            total += x[np.minimum(starts + tap, len(x) - 1)] * weights[:, tap, None, None]
+        out[first : first + _ROWS] = np.clip(total >> SHIFT, 0, 255)
+    return out
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Device: passes. Counts are how much is real: the rest of a padded array may be skipped.
+
+
+def default_implementation() -> str:
+    """The form of a pass that suits the backend: a CPU gathers well, an accelerator has a matrix unit."""
+    return "gather" if jax.default_backend() == "cpu" else "banded"
+
+
+def cond(predicate: Any, true_fun: Callable, false_fun: Callable, x: Array) -> Array:
+    """`lax.cond`, decided at once when the predicate is known while tracing."""
+    if isinstance(predicate, jax.Array):
+        return lax.cond(predicate, true_fun, false_fun, x)
+    return (true_fun if predicate else false_fun)(x)
+
+
+def _to_bytes(total: Int32[Array, "..."]) -> UInt8[Array, "..."]:
+    return jnp.clip(jnp.right_shift(total + (1 << (SHIFT - 1)), SHIFT), 0, 255).astype(jnp.uint8)
+
+
+def _weighted_sum(x: UInt8[Array, "H W 3"], filter: AxisFilter, axis: int) -> UInt8[Array, "h w 3"]:
+    total = jnp.int32(0)
+    for tap in range(filter.weights.shape[1]):
+        pixels = jnp.take(x, filter.starts + tap, axis, mode="clip").astype(jnp.int32)
+        total += pixels * jnp.expand_dims(filter.weights[:, tap], (1, 2) if axis == 0 else (0, 2))
+    return _to_bytes(total)
+
+
+def _gather_pass(x: Array, filter: AxisFilter, axis: int, support: int, real: tuple[Any, Any]) -> Array:
+    """A sum over taps, in blocks of output rows.
+
+    The conditional does three things: blocks without a real row are left out; XLA's CPU compiler spreads its branches,
+    but not the loop's own body, over the cores; and it keeps one pass from being computed anew inside the next.
+    """
+    shape = (len(filter.starts), *x.shape[1:]) if axis == 0 else (x.shape[0], len(filter.starts), 3)
+    rows = min(_ROWS, shape[0])
+
+    def compute(first):
+        if axis == 0:
+            block = AxisFilter(*(lax.dynamic_slice_in_dim(array, first, rows) for array in filter))
+            return _weighted_sum(x, block, 0)
+        return _weighted_sum(lax.dynamic_slice_in_dim(x, first, rows), filter, 1)
+
+    def body(i, result):
+        first = jnp.minimum(i * rows, shape[0] - rows)
+        zeros = jnp.zeros((rows, *shape[1:]), jnp.uint8)
+        block = lax.cond(i * rows < real[0], compute, lambda _: zeros, first)
+        return lax.dynamic_update_slice_in_dim(result, block, first, 0)
+
+    return lax.fori_loop(0, -(-shape[0] // rows), body, jnp.zeros(shape, jnp.uint8))
+
+
+def _banded_pass(x: Array, filter: AxisFilter, axis: int, support: int, real: tuple[Any, Any]) -> Array:
+    """Blocks of 128 outputs, each a matrix product with the window of x that it reads.
+
+    Weights are split in three signed 8-bit limbs, so that bfloat16 holds them and the pixels exactly and float32 the
+    sums: taps * 128 * 255 < 2**24 up to 514 taps.
+    """
+    out, taps = filter.weights.shape
+    blocks = -(-out // _BLOCK)
+    starts = jnp.pad(filter.starts, (0, blocks * _BLOCK - out), mode="edge").reshape(blocks, _BLOCK)
+    weights = jnp.pad(filter.weights, ((0, blocks * _BLOCK - out), (0, 0))).reshape(blocks, _BLOCK, taps)
+    # 2 * support pixels of the filter are `taps` source pixels, so neighbours are at most that fraction apart.
+    window = min(math.ceil((_BLOCK - 1) * (taps + 1) / (2 * support)) + taps + 1, x.shape[axis])
+
+    def block(i, result):
+        first = jnp.minimum(starts[i, 0], x.shape[axis] - window)
+        column = (starts[i] - first)[:, None] + jnp.arange(taps)
+        band = jnp.sum(jnp.where(column[:, :, None] == jnp.arange(window), weights[i][:, :, None], 0), axis=1)
+        pixels = lax.dynamic_slice_in_dim(x, first, window, axis).astype(jnp.bfloat16)
+        total = jnp.int32(0)
+        for limb in range(3):
+            low = ((band + 128) & 255) - 128 if limb < 2 else band
+            band = jnp.right_shift(band - low, 8)
+            total += _matmul(low.astype(jnp.bfloat16), pixels, axis).astype(jnp.int32) << (8 * limb)
+        return lax.dynamic_update_slice_in_dim(result, _to_bytes(total), i * _BLOCK, axis)
+
+    shape = (blocks * _BLOCK, x.shape[1], 3) if axis == 0 else (x.shape[0], blocks * _BLOCK, 3)
+    result = lax.fori_loop(0, blocks, block, jnp.zeros(shape, jnp.uint8))
+    return lax.slice_in_dim(result, 0, out, axis=axis)
+
+
+def _matmul(band: Array, pixels: Array, axis: int) -> Array:
+    spec = "ok,kwc->owc" if axis == 0 else "ok,hkc->hoc"
+    return jnp.einsum(spec, band, pixels, preferred_element_type=jnp.float32)
+
+
+def _fit(x: Array, height: int, width: int) -> Array:
+    x = x[:height, :width]
+    return jnp.pad(x, ((0, height - x.shape[0]), (0, width - x.shape[1]), (0, 0)))
+
+
+def resize(
+    x: UInt8[Array, "H W 3"], plan: Resize, filter: str = "lanczos", implementation: str = "gather"
+) -> UInt8[Array, "h w 3"]:
+    """One resize on the device; traceable, and exact in every byte that is real.
+
+    Args:
+      x: pixels; beyond `plan.in_size` they have no influence.
+      plan: the weights. Its arrays' lengths are the result's shape; its sizes say how much of that is real, which
+        passes are identities and therefore skipped, and which pass comes first. NumPy values are decided while tracing.
+      filter: the filter that the weights were made for.
+      implementation: "gather" or "banded": the same bytes.
+    """
+    one_pass = {"gather": _gather_pass, "banded": _banded_pass}[implementation]
+    filters = [AxisFilter(*map(jnp.asarray, axis_filter)) for axis_filter in (plan.vertical, plan.horizontal)]
+    size = tuple(len(axis_filter.starts) for axis_filter in filters)
+
+    def along(axis, x, real):
+        """The pass along one axis, or no more than its padding when the reference skips it."""
+        shape = (size[0], x.shape[1]) if axis == 0 else (x.shape[0], size[1])
+        return cond(
+            plan.in_size[axis] != plan.out_size[axis],
+            lambda x: one_pass(x, filters[axis], axis, SUPPORT[filter], real),
+            lambda x: _fit(x, *shape),
+            x,
+        )
+
+    def vertical_then_horizontal(x):
+        return along(1, along(0, x, (plan.out_size[0], plan.in_size[1])), plan.out_size)
+
+    def horizontal_then_vertical(x):
+        return along(0, along(1, x, (plan.in_size[0], plan.out_size[1])), plan.out_size)
+
+    return cond(plan.vertical_first, vertical_then_horizontal, horizontal_then_vertical, x)

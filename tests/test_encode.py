@@ -1,0 +1,231 @@
+"""The jitted functions: one answer however they are called, no recompiles, and bad input told before device work."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import multipatch_jax as mp
+from tests import tolerances
+
+
+def distance(a, b):
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    assert a.shape == b.shape
+    return np.linalg.norm(a - b) / np.linalg.norm(b)
+
+
+def noise(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def tokens(tiny, tiny_tiles):
+    return np.asarray(mp.encode_tiles(tiny.params, tiny_tiles, config=tiny.config))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One answer.
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 5, 13, 64])
+def test_any_batch_size_gives_the_same_tokens(batch_size, tiny, tiny_tiles, tokens):
+    assert len(tiny_tiles) == 13
+    got = mp.encode_tiles(tiny.params, tiny_tiles, config=tiny.config, batch_size=batch_size)
+    assert distance(got, tokens) <= tolerances.SAME_PROGRAM
+
+
+def test_one_tile_at_a_time_equals_all_at_once(tiny, tiny_tiles, tokens):
+    one_by_one = [mp.encode_tiles(tiny.params, tile[None], config=tiny.config) for tile in tiny_tiles]
+    assert distance(np.concatenate(one_by_one), tokens) <= tolerances.SAME_PROGRAM
+
+
+def test_vmap_of_the_module_equals_encode_tiles(tiny, tiny_tiles, tokens):
+    module = mp.MultiPatchVisionProcessor(dataclasses.replace(tiny.config, dtype="float32"))
+    pixels = (jnp.asarray(tiny_tiles, jnp.float32) - 127.5) / 127.5
+    got = jax.vmap(lambda tile: module.apply({"params": tiny.params}, tile))(pixels)
+    assert distance(got, tokens) <= tolerances.SAME_PROGRAM
+
+
+def test_jit_equals_eager(tiny, tiny_tiles, tokens):
+    with jax.disable_jit():
+        eager = mp.encode_tiles(tiny.params, tiny_tiles[:2], config=tiny.config)
+    assert distance(eager, tokens[:2]) <= tolerances.SAME_PROGRAM
+
+
+def test_padding_tiles_change_no_bit_of_a_real_tile(tiny, tiny_tiles, tokens):
+    padded = np.concatenate([tiny_tiles, np.zeros((4, 64, 64, 3), np.uint8)])
+    got = mp.encode_tiles(tiny.params, padded, config=tiny.config)
+    np.testing.assert_array_equal(np.asarray(got)[:13], tokens)
+
+
+@pytest.mark.parametrize("size", [(300, 451), (200, 90), (64, 64), (1, 1), (5, 700), (5000, 40)])
+def test_encode_image_is_the_tiles_tokens_in_order(size, tiny):
+    image = noise(*size)
+    tiles = mp.tile_image_host(image, tiny.config.tiling)
+    expected = np.asarray(mp.encode_tiles(tiny.params, tiles, config=tiny.config)).reshape(-1, 48)
+    got = mp.encode_image(tiny.params, image, config=tiny.config)
+    assert len(got) == mp.plan_tiles(*size, tiny.config.tiling).num_tokens
+    assert distance(got, expected) <= tolerances.SAME_PROGRAM
+
+
+def test_every_kind_of_source_gives_the_same_tokens(tiny, photo, tokens, tmp_path):
+    path = tmp_path / "photo.png"
+    Image.fromarray(photo).save(path)
+    for source in (photo, jnp.asarray(photo), Image.fromarray(photo), path, str(path), path.read_bytes()):
+        got = mp.encode_image(tiny.params, source, config=tiny.config)
+        assert distance(got, tokens.reshape(-1, 48)) <= tolerances.SAME_PROGRAM
+
+
+def test_a_batch_equals_its_images_one_by_one(tiny):
+    batch = np.stack([noise(50, 90, seed) for seed in range(3)])
+    expected = np.stack([mp.encode_image(tiny.params, image, config=tiny.config) for image in batch])
+    for images in (batch, jnp.asarray(batch)):
+        got = mp.encode_image(tiny.params, images, config=tiny.config)
+        assert got.shape == (3, 36, 48)
+        assert distance(got, expected) <= tolerances.SAME_PROGRAM
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Inside the user's own transformations.
+
+
+def test_in_the_users_jit_and_vmap(tiny, photo, tokens):
+    def encode(params, image):
+        return mp.encode_image(params, image, config=tiny.config)
+
+    assert distance(jax.jit(encode)(tiny.params, photo), tokens.reshape(-1, 48)) <= tolerances.SAME_PROGRAM
+    batch = jnp.stack([jnp.asarray(photo), jnp.asarray(photo[::-1])])
+    mapped = jax.jit(jax.vmap(encode, in_axes=(None, 0)))(tiny.params, batch)
+    assert distance(mapped[0], tokens.reshape(-1, 48)) <= tolerances.SAME_PROGRAM
+    assert distance(mapped[1], encode(tiny.params, photo[::-1])) <= tolerances.SAME_PROGRAM
+
+
+def test_gradients_reach_every_parameter(tiny):
+    image = jnp.asarray(noise(64, 64))
+    gradients = jax.grad(lambda p: mp.encode_image(p, image, config=tiny.config).std())(
+        {key: tiny.params[key] for key in ("vision_model", "connector")}
+    )
+    for path, gradient in jax.tree.leaves_with_path(gradients):
+        assert np.isfinite(gradient).all()
+        if "k_proj" in str(path) and "bias" in str(path):
+            continue  # softmax does not see a constant added to all keys, so this one is zero but for rounding
+        assert np.abs(gradient).max() > 0, path
+
+
+def test_the_program_calls_no_host(tiny, photo):
+    lowered = jax.jit(lambda p, x: mp.encode_image(p, x, config=tiny.config)).lower(tiny.params, photo)
+    text = lowered.as_text()
+    assert "dot_general" in text
+    assert "callback" not in text
+    assert "infeed" not in text
+
+
+def test_a_second_image_of_the_same_shape_compiles_nothing(tiny, compilations):
+    for make in (np.asarray, jnp.asarray):
+        images = [make(noise(70, 110, seed)) for seed in range(3)]
+        mp.encode_image(tiny.params, images[0], config=tiny.config)
+        assert compilations() != []
+        for image in images[1:]:
+            mp.encode_image(tiny.params, image, config=tiny.config)
+        assert compilations() == []
+
+
+def test_another_size_of_the_same_grid_compiles_nothing(tiny, compilations):
+    mp.encode_image(tiny.params, noise(70, 110), config=tiny.config)
+    compilations()
+    for size in ((71, 111), (110, 70), (150, 230)):  # 3 x 4 and 4 x 3 tiles
+        mp.encode_image(tiny.params, noise(*size), config=tiny.config)
+    assert compilations() == []
+
+
+def test_a_language_model_beside_the_tower_stays_out_of_the_program(tiny, tiny_tiles, tokens):
+    _, params = mp.from_pretrained(tiny.folder, parts=("vision", "connector", "text"))
+    assert "text_model" in params
+    np.testing.assert_array_equal(mp.encode_tiles(params, tiny_tiles, config=tiny.config), tokens)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Bad input.
+
+
+@pytest.mark.parametrize(
+    ("tiles", "message"),
+    [
+        (np.zeros((2, 64, 64, 3), np.float32), r"uint8 of shape \(N, 64, 64, 3\), got float32"),
+        (np.zeros((2, 32, 32, 3), np.uint8), r"\(N, 64, 64, 3\), got uint8 of shape \(2, 32, 32, 3\)"),
+        (np.zeros((64, 64, 3), np.uint8), r"got uint8 of shape \(64, 64, 3\)"),
+        (np.zeros((2, 64, 64, 4), np.uint8), r"got uint8 of shape \(2, 64, 64, 4\)"),
+        (np.zeros((2, 3, 64, 64), np.uint8), r"Channels come last here: np.moveaxis"),
+        (np.zeros((0, 64, 64, 3), np.uint8), r"got uint8 of shape \(0, 64, 64, 3\)"),
+        ([[1, 2]], r"got None of shape \(\)"),
+    ],
+)
+def test_tiles_that_do_not_fit_are_refused(tiles, message, tiny, compilations):
+    with pytest.raises(ValueError, match=message):
+        mp.encode_tiles(tiny.params, tiles, config=tiny.config)
+    assert compilations() == []
+
+
+@pytest.mark.parametrize(
+    ("pixels", "mask", "message"),
+    [
+        (np.zeros((2, 64, 64, 3), np.uint8), None, r"pixel_values must be floating of shape \(N, M, M, 3\), got uint8"),
+        (np.zeros((2, 64, 32, 3), np.float32), None, r"got float32 of shape \(2, 64, 32, 3\)"),
+        (np.zeros((2, 64, 64, 3), np.float32), np.ones((2, 64, 32), bool), r"mask must be bool of shape \(2, 64, 64\)"),
+        (np.zeros((2, 64, 64, 3), np.float32), np.ones((2, 64, 64)), r"must be bool of shape .* got float64"),
+    ],
+)
+def test_pixel_values_that_do_not_fit_are_refused(pixels, mask, message, tiny):
+    with pytest.raises(ValueError, match=message):
+        mp.vision_features(tiny.params, pixels, config=tiny.config, pixel_attention_mask=mask)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((3, 20, 30), np.uint8), r"np.moveaxis\(x, 0, -1\)"),
+        (np.zeros((20, 30), np.uint8), r"\(H, W, C\)"),
+        (np.zeros((20, 30, 5), np.uint8), "C = 1, 3 or 4, got shape"),
+        (np.zeros((20, 30, 3), np.int32), "uint8.* got int32"),
+        (np.full((20, 30, 3), np.nan, np.float32), r"must lie in \[0, 1\]"),
+        (np.full((20, 30, 3), 200.0), r"must lie in \[0, 1\]"),
+        (np.zeros((0, 30, 3), np.uint8), "at least one pixel"),
+        (np.zeros((0, 20, 30, 3), np.uint8), "at least one image"),
+        (jnp.zeros((3, 20, 30), jnp.uint8), r"uint8 of shape \(H, W, 3\)"),
+        (jnp.zeros((20, 30, 3), jnp.float32), "image must be uint8 .* got float32"),
+    ],
+)
+def test_an_image_that_does_not_fit_is_refused(image, message, tiny, compilations):
+    compilations()
+    with pytest.raises(ValueError, match=message):
+        mp.encode_image(tiny.params, image, config=tiny.config)
+    assert compilations() == []
+
+
+def test_a_file_that_is_not_an_image_is_refused(tiny, tmp_path):
+    path = tmp_path / "notes.jpg"
+    path.write_text("not pixels")
+    with pytest.raises(mp.ImageError, match=r"notes\.jpg"):
+        mp.encode_image(tiny.params, path, config=tiny.config)
+    with pytest.raises(FileNotFoundError, match=r"missing\.jpg"):
+        mp.encode_image(tiny.params, tmp_path / "missing.jpg", config=tiny.config)
+
+
+def test_params_of_another_model_are_refused(tiny, tiny_tiles):
+    with pytest.raises(ValueError, match="not of this config") as error:
+        mp.encode_image(tiny.params, noise(64, 64))  # the default config is SmolVLM-256M's
+    assert " ~ connector/modality_projection/proj/kernel: expected (12288, 576), found (1536, 48)" in str(error.value)
+    with pytest.raises(ValueError, match=r" - connector/modality_projection/proj/kernel \(1536, 48\)"):
+        mp.encode_tiles({"vision_model": tiny.params["vision_model"]}, tiny_tiles, config=tiny.config)
+    with pytest.raises(ValueError, match="nested dict of arrays, got NoneType"):
+        mp.encode_tiles(None, tiny_tiles, config=tiny.config)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 1.5, True])
+def test_a_batch_size_that_is_no_number_of_tiles_is_refused(batch_size, tiny, tiny_tiles):
+    with pytest.raises(ValueError, match="batch_size must be a positive number of tiles"):
+        mp.encode_tiles(tiny.params, tiny_tiles, config=tiny.config, batch_size=batch_size)
