@@ -2,7 +2,9 @@
 
 __version__ = "0.1.0"
 
+from multipatch_jax.cache import TileCache
 from multipatch_jax.checkpoint import CheckpointError, from_pretrained, save_pretrained
+from multipatch_jax.compiles import RecompileError, count_compilations, forbid_compilations
 from multipatch_jax.config import (
     IDEFICS3_8B,
     PRESETS,
@@ -20,6 +22,8 @@ from multipatch_jax.encode import encode_image, encode_tiles, vision_features
 from multipatch_jax.image import ImageError, load_image
 from multipatch_jax.preprocess import tile_image, tile_image_host
 from multipatch_jax.processor import MultiPatchVisionProcessor, init_params
+from multipatch_jax.stream import encode_images, iter_encode_images, warmup
+from multipatch_jax.tile_queue import StreamStats
 from multipatch_jax.tiling import TilePlan, plan_tiles
 
 __all__ = [
@@ -34,14 +38,21 @@ __all__ = [
     "ImageError",
     "ModelConfig",
     "MultiPatchVisionProcessor",
+    "RecompileError",
+    "StreamStats",
     "TextConfig",
+    "TileCache",
     "TilePlan",
     "TilingConfig",
     "VisionConfig",
+    "count_compilations",
     "encode_image",
+    "encode_images",
     "encode_tiles",
+    "forbid_compilations",
     "from_pretrained",
     "init_params",
+    "iter_encode_images",
     "load_image",
     "pixel_unshuffle",
     "plan_tiles",
@@ -49,4 +60,5 @@ __all__ = [
     "tile_image",
     "tile_image_host",
     "vision_features",
+    "warmup",
 ]

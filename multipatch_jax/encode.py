@@ -31,14 +31,14 @@ from multipatch_jax.vision import VisionTransformer
 Params = dict[str, Any]
 
 
-def _resolve(config: ModelConfig, params: Params, parts: tuple[str, ...] = ("vision", "connector")) -> ModelConfig:
+def resolve(config: ModelConfig, params: Params, parts: tuple[str, ...] = ("vision", "connector")) -> ModelConfig:
     """The config with its dtype decided, after a check that `params` are of this config."""
     weights.check_params(params, config, parts)
     dtype = config.dtype or params["vision_model"]["embeddings"]["patch_embedding"]["kernel"].dtype.name
     return dataclasses.replace(config, dtype=dtype, precision=config.precision if dtype == "float32" else "default")
 
 
-def _tiles_in_flight(batch_size: int | None) -> int:
+def tiles_in_flight(batch_size: int | None) -> int:
     """Tiles per step of the map. More than one on a CPU only grows the working set."""
     if batch_size is None:
         return 1 if jax.default_backend() == "cpu" else 8
@@ -58,7 +58,7 @@ def _map_tiles(function: Callable[[Any], Any], arrays: Any, batch_size: int) -> 
     return mapped[:num_tiles]
 
 
-def _encode(params: Params, tiles: UInt8[Array, "N M M 3"], config: ModelConfig, batch_size: int) -> Array:
+def trace_encode(params: Params, tiles: UInt8[Array, "N M M 3"], config: ModelConfig, batch_size: int) -> Array:
     """The traced heart of all: normalise -> tower -> pixel unshuffle -> projection, mapped over tiles."""
     module = MultiPatchVisionProcessor(config)
 
@@ -68,7 +68,7 @@ def _encode(params: Params, tiles: UInt8[Array, "N M M 3"], config: ModelConfig,
     return _map_tiles(encode_tile, tiles, batch_size)
 
 
-def _model_params(params: Params) -> Params:
+def model_params(params: Params) -> Params:
     """What the tower and connector need; a language model carried beside them stays out of the program."""
     return {"vision_model": params["vision_model"], "connector": params["connector"]}
 
@@ -108,13 +108,13 @@ def vision_features(
     _check_array("pixel_values", pixel_values, ("N", "M", "M", 3), np.floating)
     if pixel_attention_mask is not None:
         _check_array("pixel_attention_mask", pixel_attention_mask, pixel_values.shape[:3], np.bool_)
-    config = _resolve(config, params, ("vision",))
+    config = resolve(config, params, ("vision",))
     return _vision_features(params["vision_model"], pixel_values, pixel_attention_mask, config=config)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "batch_size"))
 def _encode_tiles(params, tiles, *, config, batch_size):
-    return _encode(params, tiles, config, batch_size)
+    return trace_encode(params, tiles, config, batch_size)
 
 
 def encode_tiles(
@@ -136,8 +136,8 @@ def encode_tiles(
     """
     side = config.tiling.tile_size
     _check_array("tiles", tiles, ("N", side, side, 3), np.uint8)
-    config = _resolve(config, params)
-    return _encode_tiles(_model_params(params), tiles, config=config, batch_size=_tiles_in_flight(batch_size))
+    config = resolve(config, params)
+    return _encode_tiles(model_params(params), tiles, config=config, batch_size=tiles_in_flight(batch_size))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -148,7 +148,7 @@ def _encode_pixels(params, images, *, config, batch_size, resampling):
     """(B, H, W, 3) of exact static shape -> (B, N * T, D): the whole pipeline in one program."""
     tile = functools.partial(tile_image, tiling=config.tiling, implementation=resampling)
     tiles = jax.vmap(tile)(images)
-    tokens = _encode(params, tiles.reshape(-1, *tiles.shape[2:]), config, batch_size)
+    tokens = trace_encode(params, tiles.reshape(-1, *tiles.shape[2:]), config, batch_size)
     return tokens.reshape(len(images), -1, tokens.shape[-1])
 
 
@@ -156,7 +156,7 @@ def _encode_pixels(params, images, *, config, batch_size, resampling):
 def _encode_padded(params, padded, filters, *, num_tiles, config, batch_size, resampling):
     """The same for an image in its bucket, sizes and filters being data: one program per (bucket, num_tiles)."""
     tiles = tile_padded(padded, filters, num_tiles=num_tiles, tiling=config.tiling, implementation=resampling)
-    return _encode(params, tiles, config, batch_size)
+    return trace_encode(params, tiles, config, batch_size)
 
 
 def encode_image(
@@ -186,9 +186,9 @@ def encode_image(
         if is_batch and not len(image):
             raise ValueError(f"Expected a batch of at least one image, got an array of shape {image.shape}.")
         image = np.stack([load_image(one) for one in image]) if is_batch else load_image(image)
-    resolved = _resolve(config, params)
-    static = {"config": resolved, "batch_size": _tiles_in_flight(batch_size)}
-    params = _model_params(params)
+    resolved = resolve(config, params)
+    static = {"config": resolved, "batch_size": tiles_in_flight(batch_size)}
+    params = model_params(params)
     if isinstance(image, jax.Array):
         batch = image if is_batch else image[None]
         tokens = _encode_pixels(params, batch, resampling=default_implementation(), **static)

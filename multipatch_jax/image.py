@@ -54,8 +54,7 @@ def load_image(source: Any, *, exif_transpose: bool = False) -> UInt8[np.ndarray
     Raises:
       FileNotFoundError: there is no such file.
       ImageError: the source cannot be decoded, or is refused: more than `PIL.Image.MAX_IMAGE_PIXELS` pixels in a file,
-        no pixels at all, or an array with another shape, dtype or range.
-      TypeError: the source is of another type.
+        no pixels at all, an array with another shape, dtype or range, or something else altogether.
     """
     if isinstance(source, Image.Image):
         filename = getattr(source, "filename", "")
@@ -66,9 +65,8 @@ def load_image(source: Any, *, exif_transpose: bool = False) -> UInt8[np.ndarray
     if isinstance(source, (str, os.PathLike)):
         name = f"Image file {os.fspath(source)!r}"
         try:
-            file = open(
-                source, "rb"
-            )  # not by Pillow: it maps the file, and a mapped file that shrinks kills the process
+            # Pillow, given the path, may map the file, and a mapped file that another program cuts kills the process.
+            file = open(source, "rb")
         except FileNotFoundError as error:
             raise FileNotFoundError(error.errno, "No such image file (URLs are not fetched)", error.filename) from None
         except (OSError, ValueError) as error:
@@ -79,7 +77,7 @@ def load_image(source: Any, *, exif_transpose: bool = False) -> UInt8[np.ndarray
         return _from_file(source, "Image from file object")
     if hasattr(source, "__array__"):
         return _from_array(np.asarray(source))
-    raise TypeError(
+    raise ImageError(
         f"An image must be a path, bytes, a binary file object, a PIL image or an array, got {type(source).__name__}."
     )
 

@@ -1,7 +1,6 @@
 """An image and its plan to tiles: on the device under jit, or on the host with Pillow. The same bytes either way."""
 
 import functools
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
