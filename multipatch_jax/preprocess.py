@@ -15,7 +15,6 @@ from multipatch_jax.resample import (
     SUPPORT,
     Resize,
     axis_filter,
-    cond,
     default_implementation,
     pad_filter,
     resize,
@@ -24,7 +23,8 @@ from multipatch_jax.resample import (
 )
 from multipatch_jax.tiling import TilePlan, plan_tiles
 
-BUCKETS = (1024, 2048, 4096)  # sides of the padded squares that images are put into, pixels
+# Padded (height, width) that images are put into, the first that holds one: small, middle, 12 megapixels, and the rest.
+BUCKETS = ((1024, 1024), (2048, 2048), (3072, 4096), (4096, 3072), (4096, 4096))
 MAX_GRID = 4  # tiles a side that the padded canvas has room for
 
 
@@ -35,8 +35,7 @@ class ImageFilters(NamedTuple):
     stretch: Resize | None  # to multiples of the tile
     squash: Resize | None  # to one tile
     cols: Array | np.ndarray | int
-    num_tiles: Array | np.ndarray | int  # without the global tile
-    has_global_tile: Array | np.ndarray | bool
+    num_parts: Array | np.ndarray | int  # tiles without the global one
 
 
 def bucket_of(height: int, width: int) -> tuple[int, int]:
@@ -45,10 +44,10 @@ def bucket_of(height: int, width: int) -> tuple[int, int]:
     Raises:
       ValueError: the image is larger than the largest bucket; see `fits_device`.
     """
-    for side in BUCKETS:
-        if max(height, width) <= side:
-            return side, side
-    raise ValueError(f"An image of {height} x {width} pixels is over the largest bucket, {BUCKETS[-1]} a side.")
+    for bucket in BUCKETS:
+        if height <= bucket[0] and width <= bucket[1]:
+            return bucket
+    raise ValueError(f"An image of {height} x {width} pixels is over the largest bucket, {BUCKETS[-1]}.")
 
 
 def _steps(plan: TilePlan, tiling: TilingConfig) -> list[tuple[tuple[int, int], tuple[int, int]] | None]:
@@ -62,14 +61,14 @@ def _steps(plan: TilePlan, tiling: TilingConfig) -> list[tuple[tuple[int, int], 
     ]
 
 
-def _static_sizes(tiling: TilingConfig, bucket: int) -> list[tuple[int, int]]:
+def _static_sizes(tiling: TilingConfig, bucket: tuple[int, int]) -> list[tuple[int, int]]:
     """(in, out) padded sides of the three resizes in a bucket."""
     tile = tiling.tile_size
     canvas = min(-(-tiling.longest_edge // tile), MAX_GRID) * tile
-    resized = canvas if tiling.do_resize else bucket
+    resized = canvas if tiling.do_resize else max(bucket)
     stretched = canvas if tiling.do_resize else MAX_GRID * tile
     return [
-        (bucket, resized),
+        (max(bucket), resized),
         (resized, stretched),
         (stretched if tiling.do_image_splitting else resized, tile),
     ]
@@ -82,9 +81,9 @@ def _static_taps(in_side: int, out_side: int, filter: str) -> int:
 
 def fits_device(plan: TilePlan, tiling: TilingConfig = TilingConfig()) -> bool:
     """Whether an image can go through a bucket's program; where not, `tile_image_host` gives the same bytes."""
-    if max(plan.height, plan.width) > BUCKETS[-1]:
+    if max(plan.height, plan.width) > max(BUCKETS[-1]):
         return False
-    bucket, _ = bucket_of(plan.height, plan.width)
+    bucket = bucket_of(plan.height, plan.width)
     for step, (in_side, out_side) in zip(_steps(plan, tiling), _static_sizes(tiling, bucket), strict=True):
         if step is None:
             continue
@@ -107,7 +106,7 @@ def image_filters(
       tiling: the same configuration.
       bucket: from `bucket_of`: pads every array to the bucket's static shape. None keeps exact shapes.
     """
-    static = _static_sizes(tiling, bucket[0]) if bucket else [None] * 3
+    static = _static_sizes(tiling, bucket) if bucket else [None] * 3
     resizes = []
     for step, sides in zip(_steps(plan, tiling), static, strict=True):
         if step is None:
@@ -118,8 +117,7 @@ def image_filters(
             filters = [pad_filter(f, sides[1], _static_taps(*sides, tiling.filter)) for f in filters]
         in_size, out_size = (np.asarray(size, np.int32) for size in step)
         resizes.append(Resize(*filters, in_size, out_size, np.bool_(vertical_first(*step, tiling.resampler))))
-    num_tiles = plan.num_tiles - plan.has_global_tile
-    return ImageFilters(*resizes, np.int32(max(plan.cols, 1)), np.int32(num_tiles), np.bool_(plan.has_global_tile))
+    return ImageFilters(*resizes, np.int32(max(plan.cols, 1)), np.int32(max(plan.rows * plan.cols, 1)))
 
 
 def tile_padded(
@@ -145,18 +143,15 @@ def tile_padded(
         x = x if step is None else one_resize(x, step)
     if not tiling.do_image_splitting:
         x = one_resize(x, filters.squash)
-    tiles = jnp.zeros((num_tiles, tile, tile, 3), jnp.uint8)
-
-    def cut(i, tiles):
-        row, col = i // filters.cols, i % filters.cols
-        part = lax.dynamic_slice(x, (row * tile, col * tile, 0), (tile, tile, 3))
-        return lax.dynamic_update_slice(tiles, part[None], (i, 0, 0, 0))
-
-    if tiling.do_image_splitting and filters.squash is not None and num_tiles > 1:
-        # Before the parts: where there is no global tile, zeros go to a place that is a part's or none's.
-        whole = cond(filters.has_global_tile, lambda x: one_resize(x, filters.squash), lambda x: tiles[0], x)
-        tiles = lax.dynamic_update_slice(tiles, whole[None], (filters.num_tiles, 0, 0, 0))
-    return lax.fori_loop(0, filters.num_tiles, cut, tiles)
+    rows, cols = x.shape[0] // tile, x.shape[1] // tile
+    cells = x.reshape(rows, tile, cols, tile, 3).swapaxes(1, 2).reshape(rows * cols, tile, tile, 3)
+    if tiling.do_image_splitting and tiling.global_tile and num_tiles > 1:
+        cells = jnp.concatenate([cells, one_resize(x, filters.squash)[None]])
+    if isinstance(filters.cols, jax.Array):  # the grid is a corner of the canvas
+        i = jnp.arange(num_tiles)
+        cell = i // filters.cols * cols + i % filters.cols
+        cells = jnp.take(cells, jnp.where(i < filters.num_parts, cell, rows * cols), axis=0, mode="clip")
+    return cells
 
 
 def tile_image_host(

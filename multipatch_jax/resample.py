@@ -160,7 +160,7 @@ def default_implementation() -> str:
     return "gather" if jax.default_backend() == "cpu" else "banded"
 
 
-def cond(predicate: Any, true_fun: Callable, false_fun: Callable, x: Array) -> Array:
+def _cond(predicate: Any, true_fun: Callable, false_fun: Callable, x: Array) -> Array:
     """`lax.cond`, decided at once when the predicate is known while tracing."""
     if isinstance(predicate, jax.Array):
         return lax.cond(predicate, true_fun, false_fun, x)
@@ -204,43 +204,51 @@ def _gather_pass(x: Array, filter: AxisFilter, axis: int, support: int, real: tu
 
 
 def _banded_pass(x: Array, filter: AxisFilter, axis: int, support: int, real: tuple[Any, Any]) -> Array:
-    """Blocks of 128 outputs, each a matrix product with the window of x that it reads.
+    """Blocks of 128 outputs, each a matrix product with the window of x, (3, H, W), that it reads.
 
-    Weights are split in three signed 8-bit limbs, so that bfloat16 holds them and the pixels exactly and float32 the
-    sums: taps * 128 * 255 < 2**24 up to 514 taps.
+    Weights are split in three signed 8-bit limbs, so that bfloat16 holds them and the pixels exactly, and float32 their
+    sums: up to 514 taps, taps * 128 * 255 < 2**24.
     """
+    x = jnp.moveaxis(x, axis + 1, 0)
     out, taps = filter.weights.shape
     blocks = -(-out // _BLOCK)
-    starts = jnp.pad(filter.starts, (0, blocks * _BLOCK - out), mode="edge").reshape(blocks, _BLOCK)
-    weights = jnp.pad(filter.weights, ((0, blocks * _BLOCK - out), (0, 0))).reshape(blocks, _BLOCK, taps)
-    # 2 * support pixels of the filter are `taps` source pixels, so neighbours are at most that fraction apart.
-    window = min(math.ceil((_BLOCK - 1) * (taps + 1) / (2 * support)) + taps + 1, x.shape[axis])
+    all_starts = jnp.pad(filter.starts, (0, blocks * _BLOCK - out), mode="edge").reshape(blocks, _BLOCK)
+    all_weights = jnp.pad(filter.weights, ((0, blocks * _BLOCK - out), (0, 0))).reshape(blocks, _BLOCK, taps)
+    # Neighbouring outputs are `scale` source pixels apart, and a filter of 2 * support * scale pixels has `taps` taps.
+    # Windows start at multiples of 8 rows, a TPU's sublanes.
+    window = math.ceil((_BLOCK - 1) * (taps + 1) / (2 * support)) + taps + 1
+    length, window = -(-x.shape[0] // 8) * 8, -(-(window + 7) // 8) * 8
+    window = min(window, length)
+    x = jnp.pad(x, ((0, length - x.shape[0]), (0, 0), (0, 0))).reshape(-1, 8, *x.shape[1:])
 
-    def block(i, result):
-        first = jnp.minimum(starts[i, 0], x.shape[axis] - window)
-        column = (starts[i] - first)[:, None] + jnp.arange(taps)
-        band = jnp.sum(jnp.where(column[:, :, None] == jnp.arange(window), weights[i][:, :, None], 0), axis=1)
-        pixels = lax.dynamic_slice_in_dim(x, first, window, axis).astype(jnp.bfloat16)
+    def compute(i):
+        starts, weights = all_starts[i], all_weights[i]
+        first = jnp.minimum(starts[0] // 8, (length - window) // 8)
+        offset = starts[:, None] - first * 8
+        band = sum(jnp.where(offset + t == jnp.arange(window), weights[:, t, None], 0) for t in range(taps))
+        pixels = lax.dynamic_slice_in_dim(x, first, window // 8).reshape(window, *x.shape[2:]).astype(jnp.bfloat16)
         total = jnp.int32(0)
         for limb in range(3):
             low = ((band + 128) & 255) - 128 if limb < 2 else band
             band = jnp.right_shift(band - low, 8)
-            total += _matmul(low.astype(jnp.bfloat16), pixels, axis).astype(jnp.int32) << (8 * limb)
-        return lax.dynamic_update_slice_in_dim(result, _to_bytes(total), i * _BLOCK, axis)
+            part = jnp.einsum("ok,kcw->cow", low.astype(jnp.bfloat16), pixels, preferred_element_type=jnp.float32)
+            total += part.astype(jnp.int32) << (8 * limb)
+        return _to_bytes(total)
 
-    shape = (blocks * _BLOCK, x.shape[1], 3) if axis == 0 else (x.shape[0], blocks * _BLOCK, 3)
-    result = lax.fori_loop(0, blocks, block, jnp.zeros(shape, jnp.uint8))
-    return lax.slice_in_dim(result, 0, out, axis=axis)
+    def body(i):
+        some = i * _BLOCK < real[axis] if isinstance(real[axis], jax.Array) else True
+        return _cond(some, compute, lambda i: jnp.zeros((3, _BLOCK, x.shape[3]), jnp.uint8), i)
+
+    result = lax.map(body, jnp.arange(blocks))  # (blocks, 3, 128, other)
+    result = result.swapaxes(0, 1).reshape(3, blocks * _BLOCK, x.shape[3])[:, :out]
+    return result if axis == 0 else result.swapaxes(1, 2)
 
 
-def _matmul(band: Array, pixels: Array, axis: int) -> Array:
-    spec = "ok,kwc->owc" if axis == 0 else "ok,hkc->hoc"
-    return jnp.einsum(spec, band, pixels, preferred_element_type=jnp.float32)
-
-
-def _fit(x: Array, height: int, width: int) -> Array:
-    x = x[:height, :width]
-    return jnp.pad(x, ((0, height - x.shape[0]), (0, width - x.shape[1]), (0, 0)))
+def _fit(x: Array, axis: int, size: int) -> Array:
+    x = lax.slice_in_dim(x, 0, min(size, x.shape[axis]), axis=axis)
+    padding = [(0, 0)] * 3
+    padding[axis] = (0, size - x.shape[axis])
+    return jnp.pad(x, padding)
 
 
 def resize(
@@ -257,15 +265,15 @@ def resize(
     """
     one_pass = {"gather": _gather_pass, "banded": _banded_pass}[implementation]
     filters = [AxisFilter(*map(jnp.asarray, axis_filter)) for axis_filter in (plan.vertical, plan.horizontal)]
-    size = tuple(len(axis_filter.starts) for axis_filter in filters)
+    # XLA gives what enters or leaves a conditional its default layout, in which a TPU pads a last axis of 3 to 128.
+    planar = implementation == "banded"
 
     def along(axis, x, real):
         """The pass along one axis, or no more than its padding when the reference skips it."""
-        shape = (size[0], x.shape[1]) if axis == 0 else (x.shape[0], size[1])
-        return cond(
+        return _cond(
             plan.in_size[axis] != plan.out_size[axis],
             lambda x: one_pass(x, filters[axis], axis, SUPPORT[filter], real),
-            lambda x: _fit(x, *shape),
+            lambda x: _fit(x, axis + planar, len(filters[axis].starts)),
             x,
         )
 
@@ -275,4 +283,6 @@ def resize(
     def horizontal_then_vertical(x):
         return along(0, along(1, x, (plan.in_size[0], plan.out_size[1])), plan.out_size)
 
-    return cond(plan.vertical_first, vertical_then_horizontal, horizontal_then_vertical, x)
+    x = x.transpose(2, 0, 1) if planar else x
+    x = _cond(plan.vertical_first, vertical_then_horizontal, horizontal_then_vertical, x)
+    return x.transpose(1, 2, 0) if planar else x

@@ -2,9 +2,10 @@
 
 import collections
 import concurrent.futures
+import contextlib
 import functools
 import itertools
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Generator, Iterable, Iterator, Sized
 from typing import Any
 
 import jax
@@ -46,7 +47,7 @@ def _prepare(image: Any, config: ModelConfig, on_device: bool) -> tuple[TilePlan
     return plan, tile_image_host(pixels, config.tiling)
 
 
-def _read_ahead(images: Iterable[Any], config: ModelConfig, on_device: bool) -> Iterator[Any]:
+def _read_ahead(images: Iterable[Any], config: ModelConfig, on_device: bool) -> Generator[Any, None, None]:
     """What `_prepare` makes of each image, or the error that it raised, in order; READ_AHEAD at a time."""
     source = iter(images)
     waiting: collections.deque[concurrent.futures.Future] = collections.deque()
@@ -105,7 +106,7 @@ def _append_cached(
 
 def _stream(
     queue: TileQueue,
-    prepared: Iterator[Any],
+    prepared: Generator[Any, None, None],
     on_error: str,
     cache: TileCache | None,
     stats: StreamStats,
@@ -122,7 +123,7 @@ def _stream(
                 raise result.error
             yield result.error or np.concatenate(result.tokens)
 
-    with bar:
+    with bar, contextlib.closing(prepared):  # no thread outlives the stream
         for index, item in enumerate(prepared):
             stats.images += 1
             if isinstance(item, Exception):

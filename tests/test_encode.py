@@ -85,7 +85,7 @@ def test_a_batch_equals_its_images_one_by_one(tiny):
     expected = np.stack([mp.encode_image(tiny.params, image, config=tiny.config) for image in batch])
     for images in (batch, jnp.asarray(batch)):
         got = mp.encode_image(tiny.params, images, config=tiny.config)
-        assert got.shape == (3, 36, 48)
+        assert got.shape == (3, 52, 48)
         assert distance(got, expected) <= tolerances.SAME_PROGRAM
 
 
@@ -125,6 +125,7 @@ def test_the_program_calls_no_host(tiny, photo):
 
 
 def test_a_second_image_of_the_same_shape_compiles_nothing(tiny, compilations):
+    jax.clear_caches()
     for make in (np.asarray, jnp.asarray):
         images = [make(noise(70, 110, seed)) for seed in range(3)]
         mp.encode_image(tiny.params, images[0], config=tiny.config)
