@@ -3,24 +3,15 @@
 __version__ = "0.1.0"
 
 from multipatch_jax.cache import TileCache
-from multipatch_jax.checkpoint import CheckpointError, from_pretrained, save_pretrained
+from multipatch_jax.checkpoint import export_hf, from_pretrained, save_pretrained
 from multipatch_jax.compiles import RecompileError, count_compilations, forbid_compilations
-from multipatch_jax.config import (
-    IDEFICS3_8B,
-    PRESETS,
-    SMOLVLM_2_2B,
-    SMOLVLM_256M,
-    SMOLVLM_500M,
-    ConnectorConfig,
-    ModelConfig,
-    TextConfig,
-    TilingConfig,
-    VisionConfig,
-)
+from multipatch_jax.config import ConnectorConfig, ModelConfig, TextConfig, TilingConfig, VisionConfig
 from multipatch_jax.connector import Idefics3Connector, pixel_unshuffle
 from multipatch_jax.encode import encode_image, encode_tiles, vision_features
+from multipatch_jax.hf_folder import CheckpointError
 from multipatch_jax.image import ImageError, load_image
 from multipatch_jax.preprocess import tile_image, tile_image_host
+from multipatch_jax.presets import IDEFICS3_8B, PRESETS, SMOLVLM_2_2B, SMOLVLM_256M, SMOLVLM_500M, UNVERIFIED
 from multipatch_jax.processor import MultiPatchVisionProcessor, init_params
 from multipatch_jax.stream import encode_images, iter_encode_images, warmup
 from multipatch_jax.tile_queue import StreamStats
@@ -32,6 +23,7 @@ __all__ = [
     "SMOLVLM_2_2B",
     "SMOLVLM_256M",
     "SMOLVLM_500M",
+    "UNVERIFIED",
     "CheckpointError",
     "ConnectorConfig",
     "Idefics3Connector",
@@ -49,6 +41,7 @@ __all__ = [
     "encode_image",
     "encode_images",
     "encode_tiles",
+    "export_hf",
     "forbid_compilations",
     "from_pretrained",
     "init_params",

@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 import multipatch_jax as mp
 from multipatch_jax import checkpoint, viz, weights
-from multipatch_jax.config import DTYPES, SMOLVLM_256M
+from multipatch_jax.config import DTYPES
+from multipatch_jax.presets import SMOLVLM_256M
 
 DEMO_MODEL = "HuggingFaceTB/SmolVLM-256M-Instruct"
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")

@@ -1,4 +1,4 @@
-"""What a model is: frozen, hashable dataclasses, and the family's presets.
+"""What a model is: frozen, hashable dataclasses.
 
 They are static arguments of every jitted function, so two equal configs share one compiled program. Defaults are the
 reference's class defaults (transformers 5.23), which published JSON files leave out.
@@ -141,6 +141,7 @@ class ModelConfig:
       vision, connector, tiling, text: its parts; `text` is None when nothing is known of the language model.
       image_token_id: the `<image>` token whose places the visual tokens take.
       model_type: "idefics3" or "smolvlm", as in config.json.
+      embedding_size: width of the vectors of a ColIdefics3 retriever, None for a model that generates text.
       dtype: computation dtype by name; None computes in the dtype of the params.
       precision: matmul precision of float32 computation; lower dtypes have but one.
     """
@@ -151,6 +152,7 @@ class ModelConfig:
     text: TextConfig | None = None
     image_token_id: int = 128257
     model_type: str = "idefics3"
+    embedding_size: int | None = None
     dtype: str | None = None
     precision: str = "highest"
 
@@ -158,6 +160,8 @@ class ModelConfig:
         _require_choice(self, "dtype", (None, *DTYPES))
         _require_choice(self, "precision", ("default", "high", "highest"))
         _require_choice(self, "model_type", ("idefics3", "smolvlm"))
+        if self.embedding_size is not None:
+            _require_positive(self, "embedding_size")
         grid, scale = self.tiling.tile_size // self.vision.patch_size, self.connector.scale_factor
         if grid == 0 or grid % scale:
             raise ValueError(
@@ -185,81 +189,3 @@ def config_from_dict(raw: dict[str, Any]) -> ModelConfig:
         return ModelConfig(**fields)
     except TypeError as error:
         raise ValueError(f"Not a config that this version wrote: {error}.") from None
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The family. Values that nobody here has seen in the published JSON are in UNVERIFIED.
-
-_SIGLIP_BASE = VisionConfig(hidden_size=768, num_attention_heads=12, image_size=512, patch_size=16)
-_SO400M = VisionConfig(intermediate_size=4304, num_hidden_layers=27, image_size=384, patch_size=14)
-_SMOLLM2_135M = TextConfig(
-    hidden_size=576,
-    intermediate_size=1536,
-    num_hidden_layers=30,
-    num_attention_heads=9,
-    num_key_value_heads=3,
-    head_dim=64,
-    vocab_size=49280,
-    max_position_embeddings=8192,
-    rms_norm_eps=1e-5,
-    rope_theta=100000.0,
-    pad_token_id=2,
-)
-_SMOLLM2_360M = dataclasses.replace(
-    _SMOLLM2_135M,
-    hidden_size=960,
-    intermediate_size=2560,
-    num_hidden_layers=32,
-    num_attention_heads=15,
-    num_key_value_heads=5,
-)
-_SMOLLM2_1_7B = TextConfig(
-    hidden_size=2048,
-    intermediate_size=8192,
-    num_hidden_layers=24,
-    head_dim=64,
-    vocab_size=49155,
-    max_position_embeddings=16384,
-    rms_norm_eps=1e-5,
-    rope_theta=273768.0,
-)
-_LLAMA3_8B = TextConfig(
-    intermediate_size=14336, num_key_value_heads=8, vocab_size=128259, rms_norm_eps=1e-5, rope_theta=500000.0
-)
-
-SMOLVLM_256M = ModelConfig(
-    vision=_SIGLIP_BASE,
-    connector=ConnectorConfig(scale_factor=4, text_hidden_size=576),
-    tiling=TilingConfig(),
-    text=_SMOLLM2_135M,
-    image_token_id=49190,
-)
-SMOLVLM_500M = dataclasses.replace(
-    SMOLVLM_256M, connector=ConnectorConfig(scale_factor=4, text_hidden_size=960), text=_SMOLLM2_360M
-)
-SMOLVLM_2_2B = ModelConfig(
-    vision=_SO400M,
-    connector=ConnectorConfig(scale_factor=3, text_hidden_size=2048),
-    tiling=TilingConfig(longest_edge=1536, tile_size=384, tokens_per_tile=81),
-    text=_SMOLLM2_1_7B,
-    image_token_id=49153,
-)
-IDEFICS3_8B = ModelConfig(
-    vision=dataclasses.replace(_SO400M, image_size=364),
-    connector=ConnectorConfig(scale_factor=2, text_hidden_size=4096),
-    tiling=TilingConfig(longest_edge=1456, tile_size=364, tokens_per_tile=169),
-    text=_LLAMA3_8B,
-    image_token_id=128257,
-)
-
-PRESETS = {
-    "SmolVLM-256M-Instruct": SMOLVLM_256M,
-    "SmolVLM-500M-Instruct": SMOLVLM_500M,
-    "SmolVLM-Instruct": SMOLVLM_2_2B,
-    "Idefics3-8B-Llama3": IDEFICS3_8B,
-}
-UNVERIFIED = {
-    "SmolVLM-500M-Instruct": "inferred from SmolVLM2-500M",
-    "SmolVLM-Instruct": "longest_edge, tile_size, max_position_embeddings",
-    "Idefics3-8B-Llama3": "rope_theta, max_position_embeddings",
-}

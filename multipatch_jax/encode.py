@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
 
 from multipatch_jax import weights
-from multipatch_jax.config import SMOLVLM_256M, ModelConfig
+from multipatch_jax.config import ModelConfig
 from multipatch_jax.image import load_image
 from multipatch_jax.preprocess import (
     bucket_of,
@@ -23,6 +23,7 @@ from multipatch_jax.preprocess import (
     tile_image_host,
     tile_padded,
 )
+from multipatch_jax.presets import SMOLVLM_256M
 from multipatch_jax.processor import MultiPatchVisionProcessor
 from multipatch_jax.resample import default_implementation
 from multipatch_jax.tiling import plan_tiles

@@ -11,17 +11,25 @@ from pathlib import Path
 from typing import Any
 
 from multipatch_jax.config import FILTERS, ConnectorConfig, ModelConfig, TextConfig, TilingConfig, VisionConfig
+from multipatch_jax.presets import PRESETS
 
-_EVERYWHERE = """_attn_implementation_autoset _flash_attn_2_enabled _name_or_path architectures dtype torch_dtype
-    transformers_version use_cache initializer_range attention_dropout model_type output_attentions output_hidden_states
-    return_dict""".split()
+# What transformers 4 wrote of every config, nested ones too: bookkeeping and the defaults of text generation.
+_EVERYWHERE = """_attn_implementation_autoset _flash_attn_2_enabled _name_or_path add_cross_attention architectures
+    attention_dropout bad_words_ids begin_suppress_tokens bos_token_id chunk_size_feed_forward
+    cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample dtype early_stopping
+    encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty finetuning_task forced_bos_token_id
+    forced_eos_token_id id2label initializer_range is_decoder is_encoder_decoder label2id length_penalty max_length
+    min_length model_type no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_attentions
+    output_hidden_states output_scores pad_token_id prefix problem_type pruned_heads remove_invalid_values
+    repetition_penalty return_dict return_dict_in_generate sep_token_id suppress_tokens task_specific_params
+    temperature tf_legacy_loss tie_encoder_decoder tie_word_embeddings tokenizer_class top_k top_p torch_dtype
+    torchscript transformers_version typical_p use_bfloat16 use_cache""".split()
 _IGNORED = {
-    "config.json": """_pad_token_id pad_token_id bos_token_id eos_token_id vocab_size transformers.js_config
-        use_reentrant_checkpointing""".split(),
+    "config.json": """_pad_token_id vocab_size transformers.js_config use_reentrant_checkpointing""".split(),
     "config.json: vision_config": "size max_image_size use_base_siglip".split(),
-    "config.json: text_config": """attention_bias bos_token_id eos_token_id hidden_act is_llama_config mlp_bias
-        neftune_noise_alpha perceiver_config pixel_shuffle_factor pretraining_tp qk_layer_norms rope_interleaved
-        rope_parameters rope_scaling transformers.js_config use_resampler""".split(),
+    "config.json: text_config": """attention_bias hidden_act is_llama_config mlp_bias neftune_noise_alpha
+        perceiver_config pixel_shuffle_factor pretraining_tp qk_layer_norms rope_interleaved rope_parameters
+        rope_scaling transformers.js_config use_resampler""".split(),
     "preprocessor_config.json": """image_processor_type feature_extractor_type processor_class do_pad do_convert_rgb
         return_row_col_info image_seq_len video_sampling data_format default_to_square""".split(),
 }
@@ -111,7 +119,53 @@ def config_from_hf(config: dict[str, Any], preprocessor: dict[str, Any]) -> Mode
         text=TextConfig(**text),
         image_token_id=top.get("image_token_id", 128257),
         model_type=top["model_type"],
+        embedding_size=128 if "ColIdefics3" in (config.get("architectures") or ()) else None,
     )
+
+
+def _smolvla(config: dict[str, Any]) -> ModelConfig:
+    """The tower inside a SmolVLA policy, whose config.json (LeRobot's) only names the model that it started from."""
+    name = str(config.get("vlm_model_name", "")).split("/")[-1]
+    if name not in PRESETS:
+        raise ValueError(f"config.json: vlm_model_name must be one of {', '.join(PRESETS)}, got {name!r}.")
+    return dataclasses.replace(PRESETS[name], text=None)
+
+
+def config_to_hf(config: ModelConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The config.json and preprocessor_config.json that describe `config`: the inverse of `config_from_hf`.
+
+    Raises:
+      ValueError: the tiling has policies of ours, which those files cannot say.
+    """
+    tiling, text = config.tiling, config.text
+    ours = {"resampler": "pillow", "global_tile": True, "upscale": True, "max_tiles": None}
+    said = {name: getattr(tiling, name) for name in ours}
+    if said != ours:
+        raise ValueError(f"preprocessor_config.json cannot say {said}: export with tiling set back to {ours}.")
+    names = {"idefics3": "Idefics3", "smolvlm": "SmolVLM"}[config.model_type]
+    top: dict[str, Any] = {
+        "architectures": ["ColIdefics3" if config.embedding_size else f"{names}ForConditionalGeneration"],
+        "model_type": config.model_type,
+        "image_token_id": config.image_token_id,
+        "scale_factor": config.connector.scale_factor,
+        "vision_config": {**dataclasses.asdict(config.vision), "model_type": f"{config.model_type}_vision"},
+        "text_config": {"hidden_size": config.connector.text_hidden_size, "model_type": "llama"},
+    }
+    if text is not None:
+        top["text_config"] |= {**dataclasses.asdict(text), "attention_bias": False, "mlp_bias": False}
+        top["tie_word_embeddings"] = text.tie_word_embeddings
+    preprocessor = {
+        "image_processor_type": f"{names}ImageProcessor",
+        "do_resize": tiling.do_resize,
+        "do_image_splitting": tiling.do_image_splitting,
+        "size": {"longest_edge": tiling.longest_edge},
+        "max_image_size": {"longest_edge": tiling.tile_size},
+        "resample": {name: code for code, name in FILTERS.items()}[tiling.filter],
+        "do_convert_rgb": True,
+        "do_pad": True,
+        **_FIXED["preprocessor_config.json"],
+    }
+    return top, preprocessor
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -124,9 +178,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_hf_config(folder: Path) -> ModelConfig:
     """`config_from_hf` of a folder; transformers 5 may keep the image processor inside processor_config.json."""
+    config = read_json(folder / "config.json")
+    if config.get("type") == "smolvla":
+        return _smolvla(config)
     for name in ("preprocessor_config.json", "processor_config.json"):
         if (folder / name).is_file():
             preprocessor = read_json(folder / name)
             preprocessor = preprocessor.get("image_processor", preprocessor)
-            return config_from_hf(read_json(folder / "config.json"), preprocessor)
+            return config_from_hf(config, preprocessor)
     raise FileNotFoundError(f"{folder} has no preprocessor_config.json, which says how images are tiled.")

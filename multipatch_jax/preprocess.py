@@ -23,8 +23,7 @@ from multipatch_jax.resample import (
 )
 from multipatch_jax.tiling import TilePlan, plan_tiles
 
-# Padded (height, width) that images are put into, the first that holds one: small, middle, 12 megapixels, and the rest.
-BUCKETS = ((1024, 1024), (2048, 2048), (3072, 4096), (4096, 3072), (4096, 4096))
+BUCKETS = (1024, 2048, 4096)  # sides of the padded squares that images are put into, pixels
 MAX_GRID = 4  # tiles a side that the padded canvas has room for
 
 
@@ -44,10 +43,10 @@ def bucket_of(height: int, width: int) -> tuple[int, int]:
     Raises:
       ValueError: the image is larger than the largest bucket; see `fits_device`.
     """
-    for bucket in BUCKETS:
-        if height <= bucket[0] and width <= bucket[1]:
-            return bucket
-    raise ValueError(f"An image of {height} x {width} pixels is over the largest bucket, {BUCKETS[-1]}.")
+    for side in BUCKETS:
+        if max(height, width) <= side:
+            return side, side
+    raise ValueError(f"An image of {height} x {width} pixels is over the largest bucket, {BUCKETS[-1]} a side.")
 
 
 def _steps(plan: TilePlan, tiling: TilingConfig) -> list[tuple[tuple[int, int], tuple[int, int]] | None]:
@@ -81,7 +80,7 @@ def _static_taps(in_side: int, out_side: int, filter: str) -> int:
 
 def fits_device(plan: TilePlan, tiling: TilingConfig = TilingConfig()) -> bool:
     """Whether an image can go through a bucket's program; where not, `tile_image_host` gives the same bytes."""
-    if max(plan.height, plan.width) > max(BUCKETS[-1]):
+    if max(plan.height, plan.width) > BUCKETS[-1]:
         return False
     bucket = bucket_of(plan.height, plan.width)
     for step, (in_side, out_side) in zip(_steps(plan, tiling), _static_sizes(tiling, bucket), strict=True):
@@ -143,15 +142,15 @@ def tile_padded(
         x = x if step is None else one_resize(x, step)
     if not tiling.do_image_splitting:
         x = one_resize(x, filters.squash)
-    rows, cols = x.shape[0] // tile, x.shape[1] // tile
-    cells = x.reshape(rows, tile, cols, tile, 3).swapaxes(1, 2).reshape(rows * cols, tile, tile, 3)
+    whole = None
     if tiling.do_image_splitting and tiling.global_tile and num_tiles > 1:
-        cells = jnp.concatenate([cells, one_resize(x, filters.squash)[None]])
-    if isinstance(filters.cols, jax.Array):  # the grid is a corner of the canvas
-        i = jnp.arange(num_tiles)
-        cell = i // filters.cols * cols + i % filters.cols
-        cells = jnp.take(cells, jnp.where(i < filters.num_parts, cell, rows * cols), axis=0, mode="clip")
-    return cells
+        whole = one_resize(x, filters.squash)
+    tiles = []
+    for i in range(num_tiles):
+        row, col = i // filters.cols, i % filters.cols
+        part = lax.dynamic_slice(x, (row * tile, col * tile, 0), (tile, tile, 3))
+        tiles.append(part if whole is None else jnp.where(i < filters.num_parts, part, whole))
+    return jnp.stack(tiles)
 
 
 def tile_image_host(

@@ -209,7 +209,6 @@ def _banded_pass(x: Array, filter: AxisFilter, axis: int, support: int, real: tu
     Weights are split in three signed 8-bit limbs, so that bfloat16 holds them and the pixels exactly, and float32 their
     sums: up to 514 taps, taps * 128 * 255 < 2**24.
     """
-    x = jnp.moveaxis(x, axis + 1, 0)
     out, taps = filter.weights.shape
     blocks = -(-out // _BLOCK)
     all_starts = jnp.pad(filter.starts, (0, blocks * _BLOCK - out), mode="edge").reshape(blocks, _BLOCK)
@@ -217,31 +216,31 @@ def _banded_pass(x: Array, filter: AxisFilter, axis: int, support: int, real: tu
     # Neighbouring outputs are `scale` source pixels apart, and a filter of 2 * support * scale pixels has `taps` taps.
     # Windows start at multiples of 8 rows, a TPU's sublanes.
     window = math.ceil((_BLOCK - 1) * (taps + 1) / (2 * support)) + taps + 1
-    length, window = -(-x.shape[0] // 8) * 8, -(-(window + 7) // 8) * 8
+    rows = jnp.moveaxis(x, axis + 1, 0)
+    length, window = -(-len(rows) // 8) * 8, -(-(window + 7) // 8) * 8
     window = min(window, length)
-    x = jnp.pad(x, ((0, length - x.shape[0]), (0, 0), (0, 0))).reshape(-1, 8, *x.shape[1:])
+    rows = jnp.pad(rows, ((0, length - len(rows)), (0, 0), (0, 0))).reshape(-1, 8, *rows.shape[1:])
 
-    def compute(i):
+    def body(i, result):
         starts, weights = all_starts[i], all_weights[i]
         first = jnp.minimum(starts[0] // 8, (length - window) // 8)
         offset = starts[:, None] - first * 8
         band = sum(jnp.where(offset + t == jnp.arange(window), weights[:, t, None], 0) for t in range(taps))
-        pixels = lax.dynamic_slice_in_dim(x, first, window // 8).reshape(window, *x.shape[2:]).astype(jnp.bfloat16)
+        pixels = lax.dynamic_slice_in_dim(rows, first, window // 8).reshape(window, *rows.shape[2:])
         total = jnp.int32(0)
         for limb in range(3):
             low = ((band + 128) & 255) - 128 if limb < 2 else band
             band = jnp.right_shift(band - low, 8)
-            part = jnp.einsum("ok,kcw->cow", low.astype(jnp.bfloat16), pixels, preferred_element_type=jnp.float32)
+            low, pixels = low.astype(jnp.bfloat16), pixels.astype(jnp.bfloat16)
+            part = jnp.einsum("ok,kcw->ocw", low, pixels, preferred_element_type=jnp.float32)
             total += part.astype(jnp.int32) << (8 * limb)
-        return _to_bytes(total)
+        block = _to_bytes(total).transpose((1, 0, 2) if axis == 0 else (1, 2, 0))
+        return lax.dynamic_update_slice_in_dim(result, block, i * _BLOCK, axis + 1)
 
-    def body(i):
-        some = i * _BLOCK < real[axis] if isinstance(real[axis], jax.Array) else True
-        return _cond(some, compute, lambda i: jnp.zeros((3, _BLOCK, x.shape[3]), jnp.uint8), i)
-
-    result = lax.map(body, jnp.arange(blocks))  # (blocks, 3, 128, other)
-    result = result.swapaxes(0, 1).reshape(3, blocks * _BLOCK, x.shape[3])[:, :out]
-    return result if axis == 0 else result.swapaxes(1, 2)
+    shape = (3, blocks * _BLOCK, x.shape[2]) if axis == 0 else (3, x.shape[1], blocks * _BLOCK)
+    trips = (real[axis] + _BLOCK - 1) // _BLOCK  # what no block of real outputs covers is never read
+    result = lax.fori_loop(0, trips, body, lax.empty(shape, jnp.uint8))
+    return lax.slice_in_dim(result, 0, out, axis=axis + 1)
 
 
 def _fit(x: Array, axis: int, size: int) -> Array:

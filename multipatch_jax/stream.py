@@ -14,10 +14,11 @@ from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
 from multipatch_jax.cache import TileCache
-from multipatch_jax.config import SMOLVLM_256M, ModelConfig
+from multipatch_jax.config import ModelConfig
 from multipatch_jax.encode import Params, model_params, resolve, tiles_in_flight
 from multipatch_jax.image import ImageError, load_image
 from multipatch_jax.preprocess import bucket_of, fits_device, image_filters, pad_to_bucket, tile_image_host
+from multipatch_jax.presets import SMOLVLM_256M
 from multipatch_jax.tile_queue import StreamStats, TileQueue, compile_programs
 from multipatch_jax.tiling import TilePlan, plan_tiles
 

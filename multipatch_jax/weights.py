@@ -50,6 +50,7 @@ _TABLE = (
     ("text", "text_model.layers.{i}.mlp.down_proj", {_LINEAR: "T I"}),
     ("text", "text_model.norm", {_SCALE: "T"}),
     ("text", "lm_head", {_LINEAR: "V T"}),
+    ("text", "linear", {_LINEAR: "R T", _BIAS: "R"}),  # ColIdefics3's, in place of the lm_head
 )
 
 
@@ -71,6 +72,7 @@ def _dims(config: ModelConfig) -> dict[str, int]:
             "Q": text.num_attention_heads * text.head_dim,
             "K": text.num_key_value_heads * text.head_dim,
             "I": text.intermediate_size,
+            "R": config.embedding_size or 0,
         }
     return dims
 
@@ -113,10 +115,12 @@ def tensors(config: ModelConfig) -> Mapping[str, Tensor]:
     for part, module, kinds in _TABLE:
         if part in ("embeddings", "text") and text is None:
             continue
-        if module == "lm_head" and text is not None and text.tie_word_embeddings:
+        if module == "linear" and config.embedding_size is None:
+            continue
+        if module == "lm_head" and (config.embedding_size is not None or (text and text.tie_word_embeddings)):
             continue
         num_layers = depths.get(part, 0)
-        prefix = "" if module == "lm_head" else "model."
+        prefix = "" if module in ("lm_head", "linear") else "model."
         for (suffix, leaf, axes), letters in kinds.items():
             shape = tuple(dims[letter] for letter in letters.split())
             path = "/".join([*module.replace(".{i}", "").split("."), leaf])

@@ -11,7 +11,7 @@ import pytest
 from skimage import data
 
 import multipatch_jax as mp
-from tests import reference
+from convert import reference
 
 TINY = mp.ModelConfig(
     vision=mp.VisionConfig(

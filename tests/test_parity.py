@@ -12,8 +12,9 @@ import pytest
 import torch
 
 import multipatch_jax as mp
+from convert import reference
 from multipatch_jax import preprocess, vision
-from tests import reference, tolerances
+from tests import tolerances
 from tests.conftest import make_model, with_layers, with_small_text
 
 CONFIGS = {  # full shapes; depth as given by the tests

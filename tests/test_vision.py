@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import multipatch_jax as mp
+from convert import reference
 from multipatch_jax import vision
-from tests import reference, tolerances
+from tests import tolerances
 
 
 def partly_filled(side, sizes, seed=0):

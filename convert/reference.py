@@ -1,44 +1,21 @@
-"""The reference: transformers' own model and image processor, with every tensor randomised."""
+"""The reference: transformers' own model and image processor, for the tests and verify.py. Needs the `test` extra."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from transformers import Idefics3Config, Idefics3ForConditionalGeneration
+from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
 from multipatch_jax.config import ModelConfig
+from multipatch_jax.hf_config import config_to_hf
 
-torch.set_num_threads(2)
 
-
-def hf_config(config: ModelConfig) -> Idefics3Config:
-    """The reference's config of ours; with a one-layer language model, which nobody here runs."""
-    vision, text = config.vision, config.text
-    return Idefics3Config(
-        image_token_id=config.image_token_id,
-        scale_factor=config.connector.scale_factor,
-        vision_config={
-            "hidden_size": vision.hidden_size,
-            "intermediate_size": vision.intermediate_size,
-            "num_hidden_layers": vision.num_hidden_layers,
-            "num_attention_heads": vision.num_attention_heads,
-            "image_size": vision.image_size,
-            "patch_size": vision.patch_size,
-        },
-        text_config={
-            "model_type": "llama",
-            "hidden_size": text.hidden_size,
-            "intermediate_size": text.intermediate_size,
-            "num_hidden_layers": text.num_hidden_layers,
-            "num_attention_heads": text.num_attention_heads,
-            "num_key_value_heads": text.num_key_value_heads,
-            "head_dim": text.head_dim,
-            "vocab_size": text.vocab_size,
-            "pad_token_id": text.pad_token_id,
-            "rope_theta": text.rope_theta,
-        },
-    )
+def hf_config(config: ModelConfig) -> Any:
+    """The reference's config of ours."""
+    top, _ = config_to_hf(config)
+    return AutoConfig.for_model(**top)
 
 
 def randomize(model: torch.nn.Module, seed: int) -> None:
@@ -59,9 +36,10 @@ def randomize(model: torch.nn.Module, seed: int) -> None:
             tensor.copy_(torch.from_numpy(value))
 
 
-def reference_model(config: ModelConfig, seed: int = 0) -> Idefics3ForConditionalGeneration:
+def reference_model(config: ModelConfig, seed: int = 0) -> Any:
+    """The reference model of `config`'s shapes, in float32, every tensor randomised."""
     with torch.device("meta"):
-        model = Idefics3ForConditionalGeneration(hf_config(config))
+        model = AutoModelForImageTextToText.from_config(hf_config(config))
     model.to_empty(device="cpu")
     for module in model.modules():  # rotary tables are not parameters
         if hasattr(module, "original_inv_freq"):
@@ -72,6 +50,7 @@ def reference_model(config: ModelConfig, seed: int = 0) -> Idefics3ForConditiona
 
 
 def image_processor(config: ModelConfig) -> Idefics3ImageProcessorPil:
+    """The reference's image processor for `config`, with its PIL backend."""
     tiling = config.tiling
     return Idefics3ImageProcessorPil(
         size={"longest_edge": tiling.longest_edge},
@@ -82,7 +61,7 @@ def image_processor(config: ModelConfig) -> Idefics3ImageProcessorPil:
     )
 
 
-def save_checkpoint(model: Idefics3ForConditionalGeneration, config: ModelConfig, folder: Path) -> Path:
+def save_checkpoint(model: Any, config: ModelConfig, folder: Path) -> Path:
     """The folder that transformers writes of this model and its image processor."""
     model.save_pretrained(folder)
     image_processor(config).save_pretrained(folder)
@@ -90,12 +69,11 @@ def save_checkpoint(model: Idefics3ForConditionalGeneration, config: ModelConfig
 
 
 @torch.no_grad()
-def image_features(model, pixel_values: np.ndarray, mask: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+def image_features(
+    model: Any, pixel_values: np.ndarray, mask: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """(tower features, visual tokens) of normalised (N, M, M, 3) tiles, computed in the model's dtype."""
     pixels = torch.from_numpy(np.moveaxis(pixel_values, -1, -3).copy())[None].to(model.dtype)
-    mask = None if mask is None else torch.from_numpy(mask)[None]
-    output = model.model.get_image_features(pixels, mask)
-    tokens = torch.stack(output.pooler_output) if len(output.pooler_output) > 1 else output.pooler_output[0]
-    return output.last_hidden_state.double().numpy(), tokens.double().numpy().reshape(
-        len(pixel_values), -1, tokens.shape[-1]
-    )
+    output = model.model.get_image_features(pixels, None if mask is None else torch.from_numpy(mask)[None])
+    tokens = output.pooler_output[0].double().numpy()
+    return output.last_hidden_state.double().numpy(), tokens.reshape(len(pixel_values), -1, tokens.shape[-1])

@@ -1,0 +1,32 @@
+"""A folder of params -> Hugging Face's layout: `python convert/flax_to_hf.py FOLDER DESTINATION [--base HF_FOLDER]`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import multipatch_jax as mp
+from multipatch_jax import checkpoint, weights
+
+
+def main() -> int:
+    """Runs the command; 0 when done, 2 after one line about what was wrong with the input."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("source", type=Path, help="a folder that hf_to_flax.py or save_pretrained wrote")
+    parser.add_argument("destination", type=Path, help="a folder that does not exist yet")
+    parser.add_argument(
+        "--base", type=Path, metavar="HF_FOLDER", help="take from here what the source lacks: language model, tokenizer"
+    )
+    args = parser.parse_args()
+    try:
+        config, params = mp.from_pretrained(args.source, parts=checkpoint.saved_parts(args.source))
+        mp.export_hf(args.destination, config, params, base=args.base)
+    except (ValueError, OSError) as error:
+        print(f"flax_to_hf: {error}", file=sys.stderr)
+        return 2
+    arrays = weights.flatten(params)
+    print(f"wrote {args.destination}: {weights.count(x.shape for x in arrays.values()):,} parameters of the source")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
