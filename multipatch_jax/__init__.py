@@ -13,6 +13,7 @@ from multipatch_jax.image import ImageError, load_image
 from multipatch_jax.preprocess import tile_image, tile_image_host
 from multipatch_jax.presets import IDEFICS3_8B, PRESETS, SMOLVLM_2_2B, SMOLVLM_256M, SMOLVLM_500M, UNVERIFIED
 from multipatch_jax.processor import MultiPatchVisionProcessor, init_params
+from multipatch_jax.retrieval import retrieval_embeddings
 from multipatch_jax.stream import encode_images, iter_encode_images, warmup
 from multipatch_jax.tile_queue import StreamStats
 from multipatch_jax.tiling import TilePlan, plan_tiles
@@ -49,6 +50,7 @@ __all__ = [
     "load_image",
     "pixel_unshuffle",
     "plan_tiles",
+    "retrieval_embeddings",
     "save_pretrained",
     "tile_image",
     "tile_image_host",

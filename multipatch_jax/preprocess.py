@@ -1,13 +1,16 @@
-"""An image and its plan to tiles: on the device under jit, or on the host with Pillow. The same bytes either way."""
+"""An image to its tiles: on the device under jit, or on the host with Pillow. The same bytes either way."""
 
 import functools
-from typing import NamedTuple
+import math
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float32, UInt8
+from jaxtyping import Array, Float32, Int32, UInt8
 from PIL import Image
 
 from multipatch_jax.config import TilingConfig
@@ -23,100 +26,126 @@ from multipatch_jax.resample import (
 )
 from multipatch_jax.tiling import TilePlan, plan_tiles
 
-BUCKETS = (1024, 2048, 4096)  # sides of the padded squares that images are put into, pixels
-MAX_GRID = 4  # tiles a side that the padded canvas has room for
+BUCKETS = (1024, 2048, 4096)  # pixels a side of the squares that images are padded to
+MAX_GRID = 4  # tiles a side of the largest grid that goes through a bucket's program
+_MAX_THREADS = 4  # of one `tile_image_host`; data-loading workers run several
 
 
 class ImageFilters(NamedTuple):
-    """All that the device needs to know of one image: weights and sizes, as data."""
+    """All that a bucket's program needs to know of one image: weights, sizes and the grid, as data."""
 
-    resize: Resize | None  # to the longest edge
-    stretch: Resize | None  # to multiples of the tile
-    squash: Resize | None  # to one tile
-    cols: Array | np.ndarray | int
-    num_parts: Array | np.ndarray | int  # tiles without the global one
+    to_longest_edge: Resize | None
+    to_multiples: Resize | None
+    to_one_tile: Resize | None
+    cols: Int32[Array | np.ndarray, ""]
+    grid_tiles: Int32[Array | np.ndarray, ""]  # tiles without the global one
+
+
+def _check_image(image: Any, kinds: type | tuple[type, ...], what: str) -> None:
+    shape, dtype = tuple(getattr(image, "shape", ())), getattr(image, "dtype", None)
+    if isinstance(image, kinds) and dtype == np.uint8 and len(shape) == 3 and shape[2] == 3:
+        return
+    hint = " Channels come last here: np.moveaxis(x, 0, -1)." if len(shape) == 3 and shape[0] == 3 else ""
+    found = f"{dtype} of shape {shape}" if shape else type(image).__name__
+    raise ValueError(f"Expected {what}, uint8 of shape (H, W, 3), as load_image makes it, got {found}.{hint}")
+
+
+def _sizes(plan: TilePlan, tiling: TilingConfig) -> list[tuple[tuple[int, int], tuple[int, int]] | None]:
+    """(in, out) sizes of the three resizes; None for one that the configuration does without."""
+    tile = (tiling.tile_size, tiling.tile_size)
+    split = tiling.do_image_splitting
+    return [
+        ((plan.height, plan.width), plan.resized) if tiling.do_resize else None,
+        (plan.resized, plan.stretched) if split else None,
+        (plan.stretched if split else plan.resized, tile) if tiling.global_tile or not split else None,
+    ]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Buckets: a few static shapes, so that a few compiled programs serve images of every size.
 
 
 def bucket_of(height: int, width: int) -> tuple[int, int]:
-    """The padded size of an image's bucket.
+    """The (height, width) that an image is padded to.
 
     Raises:
-      ValueError: the image is larger than the largest bucket; see `fits_device`.
+      ValueError: the image is too large for every bucket; `fits_device` says so beforehand.
     """
     for side in BUCKETS:
         if max(height, width) <= side:
             return side, side
-    raise ValueError(f"An image of {height} x {width} pixels is over the largest bucket, {BUCKETS[-1]} a side.")
+    raise ValueError(f"Expected an image of at most {BUCKETS[-1]} pixels a side, got {height} x {width}.")
 
 
-def _steps(plan: TilePlan, tiling: TilingConfig) -> list[tuple[tuple[int, int], tuple[int, int]] | None]:
-    """(in, out) sizes of the three resizes; None where the configuration has no such step."""
-    tile = (tiling.tile_size, tiling.tile_size)
-    stretched = plan.stretched if tiling.do_image_splitting else plan.resized
-    return [
-        ((plan.height, plan.width), plan.resized) if tiling.do_resize else None,
-        (plan.resized, plan.stretched) if tiling.do_image_splitting else None,
-        (stretched, tile) if tiling.global_tile or not tiling.do_image_splitting else None,
-    ]
-
-
-def _static_sizes(tiling: TilingConfig, bucket: tuple[int, int]) -> list[tuple[int, int]]:
-    """(in, out) padded sides of the three resizes in a bucket."""
-    tile = tiling.tile_size
-    canvas = min(-(-tiling.longest_edge // tile), MAX_GRID) * tile
-    resized = canvas if tiling.do_resize else max(bucket)
-    stretched = canvas if tiling.do_resize else MAX_GRID * tile
+def _static_sides(tiling: TilingConfig, bucket: tuple[int, int]) -> list[tuple[int, int]]:
+    """(in, out) sides of the padded squares of the three resizes in a bucket."""
+    tile, grid = tiling.tile_size, MAX_GRID
+    resized = max(bucket)
+    if tiling.do_resize:
+        grid = min(-(-tiling.longest_edge // tile), MAX_GRID)
+        resized = grid * tile
     return [
         (max(bucket), resized),
-        (resized, stretched),
-        (stretched if tiling.do_image_splitting else resized, tile),
+        (resized, grid * tile),
+        (grid * tile if tiling.do_image_splitting else resized, tile),
     ]
 
 
-def _static_taps(in_side: int, out_side: int, filter: str) -> int:
-    # One more than the scale asks for: sizes are rounded, so that an image's own scale may be a little larger.
-    return int(np.ceil(2 * SUPPORT[filter] * max(in_side / out_side, 1))) + 1
+def _static_taps(sides: tuple[int, int], filter: str) -> int:
+    # One more than the scale asks for: an image's own scale may be a little larger, as its sizes are rounded.
+    return math.ceil(2 * SUPPORT[filter] * max(sides[0] / sides[1], 1)) + 1
 
 
 def fits_device(plan: TilePlan, tiling: TilingConfig = TilingConfig()) -> bool:
-    """Whether an image can go through a bucket's program; where not, `tile_image_host` gives the same bytes."""
+    """Whether the image fits a bucket's program: at most 4096 a side, 4 x 4 tiles, and the program's number of taps.
+
+    For what does not fit, `tile_image_host` gives the same bytes.
+    """
     if max(plan.height, plan.width) > BUCKETS[-1]:
         return False
-    bucket = bucket_of(plan.height, plan.width)
-    for step, (in_side, out_side) in zip(_steps(plan, tiling), _static_sizes(tiling, bucket), strict=True):
-        if step is None:
+    static = _static_sides(tiling, bucket_of(plan.height, plan.width))
+    for sizes, sides in zip(_sizes(plan, tiling), static, strict=True):
+        if sizes is None:
             continue
-        if max(step[0]) > in_side or max(step[1]) > out_side:
+        filters = [axis_filter(*size, tiling.filter, tiling.resampler) for size in zip(*sizes, strict=True)]
+        taps = max(filter.weights.shape[1] for filter in filters)
+        if max(sizes[0]) > sides[0] or max(sizes[1]) > sides[1] or taps > _static_taps(sides, tiling.filter):
             return False
-        for size, out in zip(*step, strict=True):
-            taps = axis_filter(size, out, tiling.filter, tiling.resampler).weights.shape[1]
-            if taps > _static_taps(in_side, out_side, tiling.filter):
-                return False
     return True
 
 
 def image_filters(
     plan: TilePlan, tiling: TilingConfig = TilingConfig(), bucket: tuple[int, int] | None = None
 ) -> ImageFilters:
-    """The filters of one image, NumPy arrays.
+    """What `tile_padded` needs to know of an image, as NumPy arrays.
 
     Args:
-      plan: from `plan_tiles`.
+      plan: of the image, from `plan_tiles`.
       tiling: the same configuration.
-      bucket: from `bucket_of`: pads every array to the bucket's static shape. None keeps exact shapes.
+      bucket: from `bucket_of`: every array gets the bucket's static shape. None keeps the image's own shapes.
     """
-    static = _static_sizes(tiling, bucket) if bucket else [None] * 3
+    static = _static_sides(tiling, bucket) if bucket else (None, None, None)
     resizes = []
-    for step, sides in zip(_steps(plan, tiling), static, strict=True):
-        if step is None:
+    for sizes, sides in zip(_sizes(plan, tiling), static, strict=True):
+        if sizes is None:
             resizes.append(None)
             continue
-        filters = [axis_filter(a, b, tiling.filter, tiling.resampler) for a, b in zip(*step, strict=True)]
+        filters = [axis_filter(*size, tiling.filter, tiling.resampler) for size in zip(*sizes, strict=True)]
         if sides:
-            filters = [pad_filter(f, sides[1], _static_taps(*sides, tiling.filter)) for f in filters]
-        in_size, out_size = (np.asarray(size, np.int32) for size in step)
-        resizes.append(Resize(*filters, in_size, out_size, np.bool_(vertical_first(*step, tiling.resampler))))
+            filters = [pad_filter(filter, sides[1], _static_taps(sides, tiling.filter)) for filter in filters]
+        order = np.bool_(vertical_first(*sizes, tiling.resampler))
+        resizes.append(Resize(*filters, np.asarray(sizes[0], np.int32), np.asarray(sizes[1], np.int32), order))
     return ImageFilters(*resizes, np.int32(max(plan.cols, 1)), np.int32(max(plan.rows * plan.cols, 1)))
+
+
+def pad_to_bucket(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "Hb Wb 3"]:
+    """The image in the upper left corner of its bucket."""
+    shape = (*bucket_of(*image.shape[:2]), 3)
+    memory = np.zeros(math.prod(shape) + 63, np.uint8)
+    start = -memory.ctypes.data % 64  # on a CPU, JAX uses memory at multiples of 64 as it is and copies any other
+    padded = memory[start : start + math.prod(shape)].reshape(shape)
+    padded[: image.shape[0], : image.shape[1]] = image
+    return padded
 
 
 def tile_padded(
@@ -127,79 +156,40 @@ def tile_padded(
     tiling: TilingConfig = TilingConfig(),
     implementation: str = "gather",
 ) -> UInt8[Array, "N M M 3"]:
-    """The tiles of an image in its bucket; traceable. One program serves every image of a (bucket, num_tiles).
+    """The tiles of an image in its bucket; traceable. One program serves all images of a bucket and `num_tiles`.
 
     Args:
-      padded: the image in the upper left corner of its bucket; what is beyond has no influence.
-      filters: from `image_filters`, with the same bucket.
-      num_tiles: tiles to return, at least the plan's; tiles beyond the plan's are 0.
-      tiling: as for `image_filters`.
-      implementation: see `resample.resize`.
+      padded: the image in the upper left corner of its bucket; what lies beyond has no influence.
+      filters: from `image_filters`, for this image and bucket.
+      num_tiles: how many tiles to return, at least the plan's; what follows those is undefined.
+      tiling: the same configuration.
+      implementation: "gather" or "banded", the same bytes; see `resample`.
     """
     tile, x = tiling.tile_size, padded
     one_resize = functools.partial(resize, filter=tiling.filter, implementation=implementation)
-    for step in (filters.resize, filters.stretch):
+    for step in (filters.to_longest_edge, filters.to_multiples):
         x = x if step is None else one_resize(x, step)
+    whole = None if filters.to_one_tile is None else one_resize(x, filters.to_one_tile)
     if not tiling.do_image_splitting:
-        x = one_resize(x, filters.squash)
-    whole = None
-    if tiling.do_image_splitting and tiling.global_tile and num_tiles > 1:
-        whole = one_resize(x, filters.squash)
+        x, whole = whole, None
     tiles = []
     for i in range(num_tiles):
-        row, col = i // filters.cols, i % filters.cols
-        part = lax.dynamic_slice(x, (row * tile, col * tile, 0), (tile, tile, 3))
-        tiles.append(part if whole is None else jnp.where(i < filters.num_parts, part, whole))
+        corner = (i // filters.cols * tile, i % filters.cols * tile, 0)
+        part = lax.dynamic_slice(x, corner, (tile, tile, 3))
+        tiles.append(part if whole is None else jnp.where(i < filters.grid_tiles, part, whole))
     return jnp.stack(tiles)
 
 
-def tile_image_host(
-    image: UInt8[np.ndarray, "H W 3"], tiling: TilingConfig = TilingConfig()
-) -> UInt8[np.ndarray, "N M M 3"]:
-    """The tiles of an image, made on the host with Pillow."""
-    plan = plan_tiles(*image.shape[:2], tiling)
-    first, second, third = _steps(plan, tiling)
-    tile, x = tiling.tile_size, image
-    for step in (first, second):
-        if step is not None:
-            x = _resize_host(x, step[1], tiling)
-    if not tiling.do_image_splitting:
-        return _resize_host(x, (tile, tile), tiling)[None]
-    rows, cols = max(plan.rows, 1), max(plan.cols, 1)
-    tiles = x.reshape(rows, tile, cols, tile, 3).swapaxes(1, 2).reshape(-1, tile, tile, 3)
-    if plan.has_global_tile:
-        tiles = np.concatenate([tiles, _resize_host(x, (tile, tile), tiling)[None]])
-    return tiles
-
-
-def _resize_host(x, size, tiling):
-    if tiling.resampler == "torchvision":
-        return resize_host(x, size, tiling.filter, tiling.resampler)
-    code = Image.Resampling[tiling.filter.upper()]
-    first = (size[0], x.shape[1]) if vertical_first(x.shape[:2], size, tiling.resampler) else (x.shape[0], size[1])
-    for height, width in (first, size):
-        if x.shape[:2] != (height, width):
-            x = np.asarray(Image.fromarray(x).resize((width, height), code))
-    return x
-
-
 @functools.partial(jax.jit, static_argnames=("num_tiles", "tiling", "implementation"))
-def _tile_bucket(padded, filters, num_tiles, tiling, implementation):
+def _tile_padded(padded, filters, *, num_tiles, tiling, implementation):
     return tile_padded(padded, filters, num_tiles=num_tiles, tiling=tiling, implementation=implementation)
 
 
 @functools.partial(jax.jit, static_argnames=("tiling", "implementation"))
-def _tile_exact(image, tiling, implementation):
-    plan = plan_tiles(*image.shape[:2], tiling)
-    filters = image_filters(plan, tiling)
+def _tile_exact(image, *, tiling, implementation):
+    plan = plan_tiles(image.shape[0], image.shape[1], tiling)
+    filters = image_filters(plan, tiling)  # constants of the program
     return tile_padded(image, filters, num_tiles=plan.num_tiles, tiling=tiling, implementation=implementation)
-
-
-def pad_to_bucket(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "Hb Wb 3"]:
-    """The image in the upper left corner of its bucket."""
-    padded = np.zeros((*bucket_of(*image.shape[:2]), 3), np.uint8)
-    padded[: image.shape[0], : image.shape[1]] = image
-    return padded
 
 
 def tile_image(
@@ -208,17 +198,87 @@ def tile_image(
     *,
     implementation: str | None = None,
 ) -> UInt8[Array, "N M M 3"]:
-    """The tiles of an image, made on the device."""
-    implementation = implementation or default_implementation()
-    if isinstance(image, np.ndarray):
-        plan = plan_tiles(*image.shape[:2], tiling)
-        if not fits_device(plan, tiling):
-            return jnp.asarray(tile_image_host(image, tiling))
-        filters = image_filters(plan, tiling, bucket_of(*image.shape[:2]))
-        return _tile_bucket(pad_to_bucket(image), filters, plan.num_tiles, tiling, implementation)
-    return _tile_exact(image, tiling, implementation)
+    """The tiles of an image, cut on the device: row-major, and the global tile last where there is one.
+
+    Args:
+      image: NumPy arrays go through one of a few programs, compiled once for all sizes. A `jax.Array`, traced or not,
+        gets a program of its exact shape: this function works in your own `jit` and `vmap`.
+      tiling: the model's `config.tiling`.
+      implementation: "gather" or "banded", the same bytes; None is what suits the default backend.
+
+    Raises:
+      ValueError: not a uint8 array of shape (H, W, 3).
+    """
+    _check_image(image, (jax.Array, np.ndarray), "an array")
+    static = {"tiling": tiling, "implementation": implementation or default_implementation()}
+    if isinstance(image, jax.Array):
+        return _tile_exact(image, **static)
+    plan = plan_tiles(image.shape[0], image.shape[1], tiling)
+    if not fits_device(plan, tiling):
+        return jnp.asarray(tile_image_host(image, tiling))
+    filters = image_filters(plan, tiling, bucket_of(plan.height, plan.width))
+    return _tile_padded(pad_to_bucket(image), filters, num_tiles=plan.num_tiles, **static)
 
 
-def normalize(tiles: UInt8[Array, "*batch"]) -> Float32[Array, "*batch"]:
-    """Bytes to the model's range, -1 to 1."""
+# ---------------------------------------------------------------------------------------------------------------------
+# Host.
+
+
+def _pillow_pass(x: np.ndarray, axis: int, size: int, filter: str, pool: ThreadPoolExecutor) -> np.ndarray:
+    """One pass by Pillow, a strip a thread; Pillow lets go of the interpreter while it works."""
+
+    def one_strip(strip):
+        shape = (strip.shape[1], size) if axis == 0 else (size, strip.shape[0])
+        return np.asarray(Image.fromarray(strip).resize(shape, Image.Resampling[filter.upper()]))
+
+    strips = np.array_split(x, min(_MAX_THREADS, x.shape[1 - axis]), axis=1 - axis)
+    return np.concatenate(list(pool.map(one_strip, strips)), axis=1 - axis)
+
+
+def _resize_host(x: np.ndarray, out_size: tuple[int, int], tiling: TilingConfig, pool: ThreadPoolExecutor):
+    if tiling.resampler == "torchvision":
+        return resize_host(x, out_size, tiling.filter, tiling.resampler)
+    # Each pass is a resize of its own, so that their order is ours and not that of the Pillow at hand.
+    for axis in (0, 1) if vertical_first(x.shape[:2], out_size, tiling.resampler) else (1, 0):
+        if x.shape[axis] != out_size[axis]:
+            x = _pillow_pass(x, axis, out_size[axis], tiling.filter, pool)
+    return x
+
+
+def tile_image_host(
+    image: UInt8[np.ndarray, "H W 3"], tiling: TilingConfig = TilingConfig()
+) -> UInt8[np.ndarray, "N M M 3"]:
+    """The tiles of an image, cut on the host with Pillow; JAX is not called, so that data-loading workers can.
+
+    Args:
+      image: RGB pixels.
+      tiling: the model's `config.tiling`.
+
+    Returns:
+      What `tile_image` returns, byte for byte, for an image of any size.
+
+    Raises:
+      ValueError: not a NumPy uint8 array of shape (H, W, 3).
+    """
+    _check_image(image, np.ndarray, "a NumPy array")
+    plan = plan_tiles(image.shape[0], image.shape[1], tiling)
+    to_longest_edge, to_multiples, to_one_tile = _sizes(plan, tiling)
+    tile, x, whole = tiling.tile_size, image, None
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, _MAX_THREADS)) as pool:
+        for step in (to_longest_edge, to_multiples):
+            x = x if step is None else _resize_host(x, step[1], tiling, pool)
+        if to_one_tile is not None and (plan.has_global_tile or not tiling.do_image_splitting):
+            whole = _resize_host(x, to_one_tile[1], tiling, pool)
+    tiles = np.empty((plan.num_tiles, tile, tile, 3), np.uint8)
+    if tiling.do_image_splitting:
+        rows, cols = max(plan.rows, 1), max(plan.cols, 1)
+        parts = x.reshape(rows, tile, cols, tile, 3).swapaxes(1, 2)
+        tiles[: rows * cols].reshape(parts.shape)[:] = parts
+    if whole is not None:
+        tiles[-1] = whole
+    return tiles
+
+
+def normalize(tiles: UInt8[Array, "..."]) -> Float32[Array, "..."]:
+    """Bytes to the model's range, [-1, 1]: the reference's rescale by 1 / 255, mean 0.5 and deviation 0.5, as one."""
     return (tiles.astype(jnp.float32) - 127.5) / 127.5

@@ -2,7 +2,7 @@
 
 A pass is a sparse matrix along one axis: every output pixel is a weighted sum of neighbouring source pixels. The weights
 are made on the host in float64 with the reference's own order of operations (Pillow's `Resample.c`, torch's
-`UpSampleKernel.cpp`), rounded to integers, and are then data: the device never computes a weight.
+`UpSampleKernel.cpp`) and rounded to integers. From then on they are data: the device never computes a weight.
 """
 
 import functools
@@ -14,43 +14,40 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Int32, UInt8
+from jaxtyping import Array, Bool, Int32, UInt8
 
 SHIFT = 22  # weights are integers in units of 2**-22
-SUPPORT = {"lanczos": 3, "bicubic": 2, "bilinear": 1}  # reach of a filter to one side, in pixels
-IMPLEMENTATIONS = ("gather", "banded")
-_BLOCK = 128  # outputs of one block of the banded form: a TPU's lanes
-_ROWS = 8  # rows of one block of the gather form: as many as the ways of an L1 cache, as strides are often powers of 2
+SUPPORT = {"lanczos": 3, "bicubic": 2, "bilinear": 1}  # how far a filter reaches to each side, in pixels
+_BLOCK = 128  # outputs of a block of the banded form: the side of a TPU's matrix unit
+_ROWS = 8  # rows of a block of the gather form: an L1 cache's ways, as row strides are often powers of 2
+_MAX_BANDED_TAPS = 514
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Host: weights.
 
 
 class AxisFilter(NamedTuple):
-    """One pass as data: output i is the sum over t of `weights[i, t] * x[starts[i] + t]`, in units of 2**-22."""
+    """One pass: output i is the sum over t of `weights[i, t] * x[starts[i] + t]`, in units of 2**-22."""
 
     starts: Int32[Array | np.ndarray, " out"]
     weights: Int32[Array | np.ndarray, "out taps"]
 
 
 class Resize(NamedTuple):
-    """One resize as data. Sizes are (height, width) of what is real, where arrays are padded; see `resize`."""
+    """One resize. The sizes, (height, width), say how much of a padded array is real."""
 
     vertical: AxisFilter
     horizontal: AxisFilter
     in_size: Int32[Array | np.ndarray, "2"]
     out_size: Int32[Array | np.ndarray, "2"]
-    vertical_first: Array | np.ndarray | bool
-
-
-def _sin(x: np.ndarray) -> np.ndarray:
-    # The C library's, as in the reference: NumPy's own may differ in the last bit on some processors.
-    return np.fromiter(map(math.sin, x.ravel().tolist()), np.float64, x.size).reshape(x.shape)
+    vertical_first: Bool[Array | np.ndarray, ""]
 
 
 def _sinc(x: np.ndarray) -> np.ndarray:
     x = x * math.pi
-    return np.where(x == 0, 1.0, _sin(x) / np.where(x == 0, 1.0, x))
+    # The C library's sine, as in the reference: NumPy's own may differ in the last bit on some processors.
+    sine = np.fromiter(map(math.sin, x.ravel().tolist()), np.float64, x.size).reshape(x.shape)
+    return np.where(x == 0, 1.0, sine / np.where(x == 0, 1.0, x))
 
 
 def _lanczos(x: np.ndarray) -> np.ndarray:
@@ -68,11 +65,7 @@ def _bilinear(x: np.ndarray) -> np.ndarray:
     return np.maximum(1 - np.abs(x), 0.0)
 
 
-_KERNELS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "lanczos": _lanczos,
-    "bicubic": _bicubic,
-    "bilinear": _bilinear,
-}
+_KERNELS = {"lanczos": _lanczos, "bicubic": _bicubic, "bilinear": _bilinear}
 
 
 @functools.lru_cache(maxsize=256)
@@ -80,7 +73,7 @@ def axis_filter(in_size: int, out_size: int, filter: str = "lanczos", resampler:
     """The weights of one pass from `in_size` to `out_size` pixels, equal to the reference's.
 
     Args:
-      in_size, out_size: pixels. Equal sizes give the identity, as the reference skips such a pass.
+      in_size, out_size: pixels. Equal sizes give the identity, since the reference skips such a pass.
       filter: "lanczos", "bicubic" (a = -0.5) or "bilinear".
       resampler: "pillow" and "pillow12" keep 22 bits of a weight; "torchvision" as many as fit an int16.
     """
@@ -96,7 +89,7 @@ def axis_filter(in_size: int, out_size: int, filter: str = "lanczos", resampler:
     weights = _KERNELS[filter]((tap + low[:, None] - center[:, None] + 0.5) * (1.0 / stretch))
     weights = np.where(tap < (high - low)[:, None], weights, 0.0)
     weights /= np.cumsum(weights, axis=1)[:, -1:]  # cumsum adds from left to right, as the reference; sum does not
-    bits = SHIFT if resampler != "torchvision" else _int16_bits(weights.max())
+    bits = _int16_bits(weights.max()) if resampler == "torchvision" else SHIFT
     weights *= 1 << bits
     integers = np.trunc(weights + np.copysign(0.5, weights)).astype(np.int32) << (SHIFT - bits)
     low = low.astype(np.int32)
@@ -106,7 +99,7 @@ def axis_filter(in_size: int, out_size: int, filter: str = "lanczos", resampler:
 
 
 def _int16_bits(largest: float) -> int:
-    """torch's precision of a pass: the most bits with which its largest weight stays an int16."""
+    """torch's precision of a pass: the most bits with which its largest weight is still an int16."""
     bits = 0
     while bits < SHIFT and int(0.5 + largest * (1 << (bits + 1))) < 1 << 15:
         bits += 1
@@ -114,7 +107,7 @@ def _int16_bits(largest: float) -> int:
 
 
 def pad_filter(filter: AxisFilter, out_size: int, taps: int) -> AxisFilter:
-    """Zero weights up to a static number of outputs and taps; the outputs added are 0."""
+    """Zero weights up to a static number of outputs and taps; the added outputs are 0."""
     extra = out_size - len(filter.starts)
     return AxisFilter(
         np.pad(filter.starts, (0, extra), mode="edge"),
@@ -123,7 +116,7 @@ def pad_filter(filter: AxisFilter, out_size: int, taps: int) -> AxisFilter:
 
 
 def vertical_first(in_size: tuple[int, int], out_size: tuple[int, int], resampler: str) -> bool:
-    """Whether the vertical pass comes first: Pillow 13 does so where it saves work, all others never."""
+    """Whether the vertical pass comes first: in Pillow 13 where that saves work, never elsewhere."""
     fewer_rows, fewer_cols = in_size[0] - out_size[0], in_size[1] - out_size[1]
     return resampler == "pillow" and fewer_rows > 0 and fewer_rows > 2 * fewer_cols
 
@@ -131,40 +124,29 @@ def vertical_first(in_size: tuple[int, int], out_size: tuple[int, int], resample
 def resize_host(
     image: UInt8[np.ndarray, "H W 3"], out_size: tuple[int, int], filter: str, resampler: str
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The resize in NumPy: slow, and for resamplers that no installed library offers."""
-    axes = (0, 1) if vertical_first(image.shape[:2], out_size, resampler) else (1, 0)
-    for axis in axes:
-        if image.shape[axis] != out_size[axis]:
-            weights = axis_filter(image.shape[axis], out_size[axis], filter, resampler)
-            image = np.swapaxes(_host_pass(np.swapaxes(image, 0, axis), weights), 0, axis)
+    """A whole resize in NumPy, slow: for what no library at hand does."""
+    for axis in (0, 1) if vertical_first(image.shape[:2], out_size, resampler) else (1, 0):
+        if image.shape[axis] == out_size[axis]:
+            continue
+        starts, weights = axis_filter(image.shape[axis], out_size[axis], filter, resampler)
+        x = image.swapaxes(0, axis)
+        out = np.empty((out_size[axis], *x.shape[1:]), np.uint8)
+        for block in (slice(i, i + _ROWS) for i in range(0, len(out), _ROWS)):  # a few rows stay in cache
+            total = np.full(out[block].shape, 1 << (SHIFT - 1), np.int32)
+            for tap in range(weights.shape[1]):
+                total += x[np.minimum(starts[block] + tap, len(x) - 1)] * weights[block, tap, None, None]
+            out[block] = np.clip(total >> SHIFT, 0, 255)
+        image = out.swapaxes(0, axis)
     return np.ascontiguousarray(image)
 
 
-def _host_pass(x: np.ndarray, filter: AxisFilter) -> np.ndarray:
-    out = np.empty((len(filter.starts), *x.shape[1:]), np.uint8)
-    for first in range(0, len(out), _ROWS):
-        starts, weights = filter.starts[first : first + _ROWS], filter.weights[first : first + _ROWS]
-        total = np.full((len(starts), *x.shape[1:]), 1 << (SHIFT - 1), np.int32)
-        for tap in range(weights.shape[1]):
-            total += x[np.minimum(starts + tap, len(x) - 1)] * weights[:, tap, None, None]
-        out[first : first + _ROWS] = np.clip(total >> SHIFT, 0, 255)
-    return out
-
-
 # ---------------------------------------------------------------------------------------------------------------------
-# Device: passes. Counts are how much is real: the rest of a padded array may be skipped.
+# Device: one pass in two forms. `real` is the (height, width) of the result that somebody will read.
 
 
 def default_implementation() -> str:
-    """The form of a pass that suits the backend: a CPU gathers well, an accelerator has a matrix unit."""
+    """The form that suits the backend: a CPU gathers well, an accelerator has a matrix unit."""
     return "gather" if jax.default_backend() == "cpu" else "banded"
-
-
-def _cond(predicate: Any, true_fun: Callable, false_fun: Callable, x: Array) -> Array:
-    """`lax.cond`, decided at once when the predicate is known while tracing."""
-    if isinstance(predicate, jax.Array):
-        return lax.cond(predicate, true_fun, false_fun, x)
-    return (true_fun if predicate else false_fun)(x)
 
 
 def _to_bytes(total: Int32[Array, "..."]) -> UInt8[Array, "..."]:
@@ -179,11 +161,13 @@ def _weighted_sum(x: UInt8[Array, "H W 3"], filter: AxisFilter, axis: int) -> UI
     return _to_bytes(total)
 
 
-def _gather_pass(x: Array, filter: AxisFilter, axis: int, support: int, real: tuple[Any, Any]) -> Array:
+def _gather_pass(
+    x: UInt8[Array, "H W 3"], filter: AxisFilter, axis: int, support: int, real: tuple[Any, Any]
+) -> UInt8[Array, "h w 3"]:
     """A sum over taps, in blocks of output rows.
 
-    The conditional does three things: blocks without a real row are left out; XLA's CPU compiler spreads its branches,
-    but not the loop's own body, over the cores; and it keeps one pass from being computed anew inside the next.
+    The conditional does three things: blocks without a real row are left out; XLA's CPU compiler spreads its branches
+    over the cores, but not the body of a loop; and it keeps one pass from being computed anew inside the next.
     """
     shape = (len(filter.starts), *x.shape[1:]) if axis == 0 else (x.shape[0], len(filter.starts), 3)
     rows = min(_ROWS, shape[0])
@@ -203,8 +187,10 @@ def _gather_pass(x: Array, filter: AxisFilter, axis: int, support: int, real: tu
     return lax.fori_loop(0, -(-shape[0] // rows), body, jnp.zeros(shape, jnp.uint8))
 
 
-def _banded_pass(x: Array, filter: AxisFilter, axis: int, support: int, real: tuple[Any, Any]) -> Array:
-    """Blocks of 128 outputs, each a matrix product with the window of x, (3, H, W), that it reads.
+def _banded_pass(
+    x: UInt8[Array, "3 H W"], filter: AxisFilter, axis: int, support: int, real: tuple[Any, Any]
+) -> UInt8[Array, "3 h w"]:
+    """Blocks of 128 outputs, each a matrix product with the window of x that it reads.
 
     Weights are split in three signed 8-bit limbs, so that bfloat16 holds them and the pixels exactly, and float32 their
     sums: up to 514 taps, taps * 128 * 255 < 2**24.
@@ -213,11 +199,10 @@ def _banded_pass(x: Array, filter: AxisFilter, axis: int, support: int, real: tu
     blocks = -(-out // _BLOCK)
     all_starts = jnp.pad(filter.starts, (0, blocks * _BLOCK - out), mode="edge").reshape(blocks, _BLOCK)
     all_weights = jnp.pad(filter.weights, ((0, blocks * _BLOCK - out), (0, 0))).reshape(blocks, _BLOCK, taps)
-    # Neighbouring outputs are `scale` source pixels apart, and a filter of 2 * support * scale pixels has `taps` taps.
-    # Windows start at multiples of 8 rows, a TPU's sublanes.
+    # Neighbouring outputs are `scale` source pixels apart, and 2 * support * scale of those are `taps`, give or take 1.
     window = math.ceil((_BLOCK - 1) * (taps + 1) / (2 * support)) + taps + 1
     rows = jnp.moveaxis(x, axis + 1, 0)
-    length, window = -(-len(rows) // 8) * 8, -(-(window + 7) // 8) * 8
+    length, window = -(-len(rows) // 8) * 8, -(-(window + 7) // 8) * 8  # in eights, a TPU's sublanes
     window = min(window, length)
     rows = jnp.pad(rows, ((0, length - len(rows)), (0, 0), (0, 0))).reshape(-1, 8, *rows.shape[1:])
 
@@ -225,63 +210,81 @@ def _banded_pass(x: Array, filter: AxisFilter, axis: int, support: int, real: tu
         starts, weights = all_starts[i], all_weights[i]
         first = jnp.minimum(starts[0] // 8, (length - window) // 8)
         offset = starts[:, None] - first * 8
-        band = sum(jnp.where(offset + t == jnp.arange(window), weights[:, t, None], 0) for t in range(taps))
+        band = jnp.int32(0)
+        for tap in range(taps):
+            band += jnp.where(offset + tap == jnp.arange(window), weights[:, tap, None], 0)
         pixels = lax.dynamic_slice_in_dim(rows, first, window // 8).reshape(window, *rows.shape[2:])
         total = jnp.int32(0)
         for limb in range(3):
             low = ((band + 128) & 255) - 128 if limb < 2 else band
             band = jnp.right_shift(band - low, 8)
-            low, pixels = low.astype(jnp.bfloat16), pixels.astype(jnp.bfloat16)
-            part = jnp.einsum("ok,kcw->ocw", low, pixels, preferred_element_type=jnp.float32)
+            factors = low.astype(jnp.bfloat16), pixels.astype(jnp.bfloat16)
+            part = jnp.einsum("ok,kcw->ocw", *factors, preferred_element_type=jnp.float32)
             total += part.astype(jnp.int32) << (8 * limb)
         block = _to_bytes(total).transpose((1, 0, 2) if axis == 0 else (1, 2, 0))
         return lax.dynamic_update_slice_in_dim(result, block, i * _BLOCK, axis + 1)
 
     shape = (3, blocks * _BLOCK, x.shape[2]) if axis == 0 else (3, x.shape[1], blocks * _BLOCK)
-    trips = (real[axis] + _BLOCK - 1) // _BLOCK  # what no block of real outputs covers is never read
+    trips = (real[axis] + _BLOCK - 1) // _BLOCK
     result = lax.fori_loop(0, trips, body, lax.empty(shape, jnp.uint8))
     return lax.slice_in_dim(result, 0, out, axis=axis + 1)
 
 
-def _fit(x: Array, axis: int, size: int) -> Array:
+# ---------------------------------------------------------------------------------------------------------------------
+# Device: a resize.
+
+
+def _cond(predicate: Any, true_fun: Callable, false_fun: Callable, x: UInt8[Array, "..."]) -> UInt8[Array, "..."]:
+    """`lax.cond`, decided at once when the predicate is known while tracing."""
+    if isinstance(predicate, jax.Array):
+        return lax.cond(predicate, true_fun, false_fun, x)
+    return (true_fun if predicate else false_fun)(x)
+
+
+def _fit(x: UInt8[Array, "..."], axis: int, size: int) -> UInt8[Array, "..."]:
     x = lax.slice_in_dim(x, 0, min(size, x.shape[axis]), axis=axis)
-    padding = [(0, 0)] * 3
+    padding = [(0, 0)] * x.ndim
     padding[axis] = (0, size - x.shape[axis])
     return jnp.pad(x, padding)
 
 
 def resize(
-    x: UInt8[Array, "H W 3"], plan: Resize, filter: str = "lanczos", implementation: str = "gather"
+    x: UInt8[Array, "H W 3"], plan: Resize, *, filter: str = "lanczos", implementation: str = "gather"
 ) -> UInt8[Array, "h w 3"]:
     """One resize on the device; traceable, and exact in every byte that is real.
 
     Args:
-      x: pixels; beyond `plan.in_size` they have no influence.
-      plan: the weights. Its arrays' lengths are the result's shape; its sizes say how much of that is real, which
-        passes are identities and therefore skipped, and which pass comes first. NumPy values are decided while tracing.
-      filter: the filter that the weights were made for.
-      implementation: "gather" or "banded": the same bytes.
+      x: pixels; what lies beyond `plan.in_size` has no influence.
+      plan: the weights, whose lengths are the result's shape, and the sizes: they say which passes are skipped and, with
+        `vertical_first`, in which order they come. NumPy values are decided while tracing.
+      filter: what the weights were made for.
+      implementation: "gather" or "banded", the same bytes.
+
+    Returns:
+      The result; what lies beyond `plan.out_size` is undefined.
     """
-    one_pass = {"gather": _gather_pass, "banded": _banded_pass}[implementation]
-    filters = [AxisFilter(*map(jnp.asarray, axis_filter)) for axis_filter in (plan.vertical, plan.horizontal)]
+    filters = [
+        AxisFilter(jnp.asarray(one.starts), jnp.asarray(one.weights)) for one in (plan.vertical, plan.horizontal)
+    ]
+    in_size, out_size = tuple(plan.in_size), tuple(plan.out_size)
     # XLA gives what enters or leaves a conditional its default layout, in which a TPU pads a last axis of 3 to 128.
-    planar = implementation == "banded"
+    planar = implementation == "banded" and max(one.weights.shape[1] for one in filters) <= _MAX_BANDED_TAPS
+    one_pass = _banded_pass if planar else _gather_pass
 
     def along(axis, x, real):
-        """The pass along one axis, or no more than its padding when the reference skips it."""
+        """The pass along an axis; where the reference skips it, no more than its padding."""
         return _cond(
-            plan.in_size[axis] != plan.out_size[axis],
+            in_size[axis] != out_size[axis],
             lambda x: one_pass(x, filters[axis], axis, SUPPORT[filter], real),
             lambda x: _fit(x, axis + planar, len(filters[axis].starts)),
             x,
         )
 
-    def vertical_then_horizontal(x):
-        return along(1, along(0, x, (plan.out_size[0], plan.in_size[1])), plan.out_size)
-
-    def horizontal_then_vertical(x):
-        return along(0, along(1, x, (plan.in_size[0], plan.out_size[1])), plan.out_size)
-
     x = x.transpose(2, 0, 1) if planar else x
-    x = _cond(plan.vertical_first, vertical_then_horizontal, horizontal_then_vertical, x)
+    x = _cond(
+        plan.vertical_first,
+        lambda x: along(1, along(0, x, (out_size[0], in_size[1])), out_size),
+        lambda x: along(0, along(1, x, (in_size[0], out_size[1])), out_size),
+        x,
+    )
     return x.transpose(1, 2, 0) if planar else x

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import warnings
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -310,3 +311,126 @@ def test_a_hub_id_downloads_what_is_needed_and_no_more(tiny, tmp_path):
 def test_a_name_that_can_be_neither_folder_nor_id_asks_no_hub():
     with pytest.raises(FileNotFoundError, match="There is no folder /no/such/place, and it is not a hub id"):
         mp.from_pretrained("/no/such/place")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Damage.
+
+
+def header_of(file):
+    raw = file.read_bytes()
+    size = int.from_bytes(raw[:8], "little")
+    return json.loads(raw[8 : 8 + size]), raw[8 + size :]
+
+
+def write_raw(file, header, data):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+def test_headers_that_lie_are_refused(folder):
+    file = folder / "model.safetensors"
+    header, data = header_of(file)
+    name = "model.vision_model.post_layernorm.bias"
+    start, end = header[name]["data_offsets"]
+    for lie in (
+        {"shape": [97]},
+        {"shape": [10**12, 10**12]},
+        {"data_offsets": [start, end + 4]},
+        {"data_offsets": [start + 4, end]},
+        {"data_offsets": [len(data), len(data) + 384]},
+        {"dtype": "F64"},
+        {"dtype": "X9"},
+    ):
+        write_raw(file, header | {name: header[name] | lie}, data)
+        with pytest.raises(mp.CheckpointError, match=r"model\.safetensors is not a whole safetensors file"):
+            mp.from_pretrained(folder)
+    twice = json.dumps(header).encode().replace(f'"{name}"'.encode(), f'"{name[:-4]}weight"'.encode())
+    write_raw(file, twice, data)
+    with pytest.raises(mp.CheckpointError, match=r"model\.safetensors"):
+        mp.from_pretrained(folder)
+    file.write_bytes((2**62).to_bytes(8, "little") + b"{}")
+    with pytest.raises(mp.CheckpointError, match="is not a whole safetensors file"):
+        mp.from_pretrained(folder)
+
+
+def test_any_damage_is_an_error_of_ours_or_only_changes_values(folder):
+    """Truncations and bit flips all over the file: an error that names the file or a tensor, or whole params."""
+    file = folder / "model.safetensors"
+    raw, rng = file.read_bytes(), np.random.default_rng(0)
+    size = 8 + int.from_bytes(raw[:8], "little")
+    refused = 0
+    for attempt in range(120):
+        damaged = bytearray(raw)
+        if attempt % 4 == 0:
+            damaged = damaged[: rng.integers(len(raw))]
+        else:
+            for place in rng.integers(size if attempt % 4 < 3 else len(raw), size=1 + attempt % 3):
+                damaged[place] ^= 1 << rng.integers(8)
+        file.write_bytes(damaged)
+        message = None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                config, params = mp.from_pretrained(folder)
+            except mp.CheckpointError as error:
+                message = str(error)
+        if message is None:
+            weights.check_params(params, config)
+        else:
+            refused += 1
+            assert str(folder) in message
+    assert refused > 60
+
+
+def test_nan_is_a_warning_that_names_the_tensor(folder):
+    name = "model.vision_model.encoder.layers.1.mlp.fc2.weight"
+
+    def spoil(tensors):
+        tensors[name][3, 5] = np.nan
+
+    change(folder, spoil)
+    with pytest.warns(UserWarning, match=rf"model\.safetensors: {name} holds NaN"):
+        mp.from_pretrained(folder)
+
+
+KILLED = """
+import os, signal, sys, threading, time
+import multipatch_jax as mp
+from pathlib import Path
+config, params = mp.from_pretrained(sys.argv[1])
+target = Path(sys.argv[2])
+def kill():
+    while not list(target.parent.glob(f".{target.name}.*/params*")):
+        time.sleep(0.0005)
+    os.kill(os.getpid(), signal.SIGKILL)
+threading.Thread(target=kill, daemon=True).start()
+for attempt in range(1000):
+    mp.save_pretrained(f"{target}" if not attempt else f"{target}{attempt}", config, params)
+    if not attempt: print("saved", flush=True)
+"""
+
+
+def test_a_kill_in_the_middle_of_a_save_leaves_no_half_model(tiny, tmp_path):
+    old = tmp_path / "old"
+    mp.save_pretrained(old, tiny.config, tiny.params)
+    done = subprocess.run([sys.executable, "-c", KILLED, tiny.folder, tmp_path / "new"], capture_output=True, text=True)
+    assert done.returncode == -9, done.stderr
+    visible = [path for path in tmp_path.iterdir() if not path.name.startswith(".")]
+    for path in visible:  # whatever has its final name is whole
+        assert_same(mp.from_pretrained(path)[1], tiny.params)
+    assert old in visible
+    assert list(tmp_path.glob(".new.*"))  # what was being written still has its temporary name
+
+
+def test_a_full_disk_leaves_nothing(tiny, tmp_path, monkeypatch):
+    """The write of the config, the last one, fails as on a full disk."""
+
+    def full(self, *args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    for save in (mp.save_pretrained, mp.export_hf):
+        with pytest.raises(OSError, match="No space left on device"):
+            save(tmp_path / "new", tiny.config, tiny.params)
+    assert list(tmp_path.iterdir()) == []
