@@ -23,6 +23,7 @@ from transformers import AutoModelForImageTextToText
 
 import multipatch_jax as mp
 from multipatch_jax import checkpoint, preprocess, vision, weights
+from multipatch_jax.encode import resolve
 
 LIMIT = 1e-4  # relative norm; two right float32 programs differ by 1e-6 to 1e-5
 
@@ -45,7 +46,7 @@ def random_checkpoint(name: str, folder: Path) -> Path:
 def stages(folder: Path, image: np.ndarray) -> Iterator[tuple[str, float]]:
     """Yields (stage, distance) in the order of the computation; each goes on from its own last stage."""
     config, params = mp.from_pretrained(folder, dtype="float32")
-    config = dataclasses.replace(config, dtype="float32")
+    config = resolve(config, params)
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
     plan = mp.plan_tiles(image.shape[0], image.shape[1], config.tiling)
     options: Any = {"return_row_col_info": True, "input_data_format": "channels_last", "return_tensors": "np"}

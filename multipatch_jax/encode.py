@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
 
 from multipatch_jax import weights
+from multipatch_jax.attention import resolve_implementation
 from multipatch_jax.config import ModelConfig
 from multipatch_jax.image import load_image
 from multipatch_jax.preprocess import (
@@ -33,10 +34,15 @@ Params = dict[str, Any]
 
 
 def resolve(config: ModelConfig, params: Params, parts: tuple[str, ...] = ("vision", "connector")) -> ModelConfig:
-    """The config with its dtype decided, after a check that `params` are of this config."""
+    """The config with all that is left open decided, after a check that `params` are of this config."""
     weights.check_params(params, config, parts)
     dtype = config.dtype or params["vision_model"]["embeddings"]["patch_embedding"]["kernel"].dtype.name
-    return dataclasses.replace(config, dtype=dtype, precision=config.precision if dtype == "float32" else "default")
+    return dataclasses.replace(
+        config,
+        dtype=dtype,
+        attention=resolve_implementation(config.attention, jax.default_backend()),
+        precision=config.precision if dtype == "float32" else "default",
+    )
 
 
 def tiles_in_flight(batch_size: int | None) -> int:

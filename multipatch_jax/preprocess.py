@@ -133,8 +133,9 @@ def image_filters(
         filters = [axis_filter(*size, tiling.filter, tiling.resampler) for size in zip(*sizes, strict=True)]
         if sides:
             filters = [pad_filter(filter, sides[1], _static_taps(sides, tiling.filter)) for filter in filters]
+        in_size, out_size = np.array(sizes, np.int32)
         order = np.bool_(vertical_first(*sizes, tiling.resampler))
-        resizes.append(Resize(*filters, np.asarray(sizes[0], np.int32), np.asarray(sizes[1], np.int32), order))
+        resizes.append(Resize(filters[0], filters[1], in_size, out_size, order))
     return ImageFilters(*resizes, np.int32(max(plan.cols, 1)), np.int32(max(plan.rows * plan.cols, 1)))
 
 
@@ -170,7 +171,7 @@ def tile_padded(
     for step in (filters.to_longest_edge, filters.to_multiples):
         x = x if step is None else one_resize(x, step)
     whole = None if filters.to_one_tile is None else one_resize(x, filters.to_one_tile)
-    if not tiling.do_image_splitting:
+    if whole is not None and not tiling.do_image_splitting:
         x, whole = whole, None
     tiles = []
     for i in range(num_tiles):

@@ -1,7 +1,7 @@
 """The reference's resize, to the byte: two integer passes with a rounding to 8 bits between them.
 
-A pass is a sparse matrix along one axis: every output pixel is a weighted sum of neighbouring source pixels. The weights
-are made on the host in float64 with the reference's own order of operations (Pillow's `Resample.c`, torch's
+A pass is a sparse matrix along one axis: every output pixel is a weighted sum of neighbouring source pixels. Weights are
+made on the host in float64 with the reference's own order of operations (Pillow's `Resample.c`, torch's
 `UpSampleKernel.cpp`) and rounded to integers. From then on they are data: the device never computes a weight.
 """
 
@@ -255,8 +255,8 @@ def resize(
 
     Args:
       x: pixels; what lies beyond `plan.in_size` has no influence.
-      plan: the weights, whose lengths are the result's shape, and the sizes: they say which passes are skipped and, with
-        `vertical_first`, in which order they come. NumPy values are decided while tracing.
+      plan: the weights, whose lengths are the result's shape, and the sizes, which say what passes are skipped. What is
+        NumPy is decided while tracing.
       filter: what the weights were made for.
       implementation: "gather" or "banded", the same bytes.
 

@@ -1,17 +1,18 @@
 """The SigLIP vision tower of Idefics3 / SmolVLM, for one tile at a time.
 
 Modules hold shapes and names (HF's own, so that params read like a checkpoint); whoever wants many tiles maps over one.
-Every module takes the whole `ModelConfig`, with `dtype` resolved by the caller.
+Every module takes the whole `ModelConfig`; the functions of `encode` resolve its `dtype` and `attention` first.
 """
 
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-from multipatch_jax.attention import attention
+from multipatch_jax.attention import attention, resolve_implementation
 from multipatch_jax.config import ModelConfig
 from multipatch_jax.linear import Dense
 
@@ -86,8 +87,9 @@ class Attention(nn.Module):
         dense = functools.partial(_dense, self.config, vision.hidden_size)
         heads = (x.shape[0], vision.num_attention_heads, vision.head_dim)
         q, k, v = (dense(name)(x).reshape(heads) for name in ("q_proj", "k_proj", "v_proj"))
-        x = attention(q, k, v, mask=mask, precision=self.config.precision).reshape(x.shape)
-        return dense("out_proj")(x)
+        implementation = resolve_implementation(self.config.attention, jax.default_backend())
+        x = attention(q, k, v, mask=mask, implementation=implementation, precision=self.config.precision)
+        return dense("out_proj")(x.reshape(len(x), -1))
 
 
 class MLP(nn.Module):

@@ -1,7 +1,5 @@
 """The jitted functions: one answer however they are called, no recompiles, and bad input told before device work."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +7,7 @@ import pytest
 from PIL import Image
 
 import multipatch_jax as mp
+from multipatch_jax.encode import resolve
 from tests import tolerances
 
 
@@ -44,7 +43,7 @@ def test_one_tile_at_a_time_equals_all_at_once(tiny, tiny_tiles, tokens):
 
 
 def test_vmap_of_the_module_equals_encode_tiles(tiny, tiny_tiles, tokens):
-    module = mp.MultiPatchVisionProcessor(dataclasses.replace(tiny.config, dtype="float32"))
+    module = mp.MultiPatchVisionProcessor(resolve(tiny.config, tiny.params))
     pixels = (jnp.asarray(tiny_tiles, jnp.float32) - 127.5) / 127.5
     got = jax.vmap(lambda tile: module.apply({"params": tiny.params}, tile))(pixels)
     assert distance(got, tokens) <= tolerances.SAME_PROGRAM

@@ -14,6 +14,7 @@ import torch
 import multipatch_jax as mp
 from convert import reference
 from multipatch_jax import preprocess, vision
+from multipatch_jax.encode import resolve
 from tests import tolerances
 from tests.conftest import make_model, with_layers, with_small_text
 
@@ -137,7 +138,7 @@ def rungs(photo, tmp_path_factory):
 @pytest.mark.parametrize("stage", ["embeddings", "layer 0", "tower", "tokens"])
 def test_ladder(stage, rungs):
     model, values = rungs
-    config = dataclasses.replace(model.config, dtype="float32")
+    config = resolve(model.config, model.params)
     params, tower = model.params["vision_model"], model.reference.model.vision_model
     layer = {"params": _layer(params, 0)}
     mask = torch.ones(1, 32, 32, dtype=torch.bool)
@@ -178,7 +179,7 @@ def _layer(params, index):
 
 
 def test_scan_over_layers_equals_a_loop(tiny, tiny_tiles):
-    config = dataclasses.replace(tiny.config, dtype="float32")
+    config = resolve(tiny.config, tiny.params)
     params = tiny.params["vision_model"]
     x = jnp.asarray(np.random.default_rng(0).normal(size=(64, 96)), jnp.float32)
     scanned = vision.Encoder(config).apply({"params": params["encoder"]}, x)

@@ -1,0 +1,100 @@
+"""Every implementation against plain, and plain against the reference's own function: values, gradients, masks."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from multipatch_jax.attention import IMPLEMENTATIONS, attention, resolve_implementation
+from tests import tolerances
+
+SHAPES = [(1024, 12, 64), (729, 16, 72), (676, 16, 72), (64, 4, 24), (1, 2, 8), (257, 3, 16)]
+OTHERS = [name for name in IMPLEMENTATIONS if name != "plain"]
+
+
+def random_qkv(shape, dtype=jnp.float32, seed=0):
+    rng = np.random.default_rng(seed)
+    return [jnp.asarray(rng.normal(size=shape) * 1.5, dtype) for _ in range(3)]
+
+
+def distance(a, b):
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    assert a.shape == b.shape
+    return np.linalg.norm(a - b) / np.linalg.norm(b)
+
+
+def some_mask(patches):
+    mask = np.arange(patches) % 5 != 3
+    mask[0] = True
+    return jnp.asarray(mask)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_equals_the_reference(implementation, shape, masked):
+    q, k, v = random_qkv(shape)
+    mask = some_mask(shape[0]) if masked else None
+    ours = attention(q, k, v, mask=mask, implementation=implementation, precision="highest")
+    tensors = [torch.from_numpy(np.array(x)).transpose(0, 1)[None] for x in (q, k, v)]
+    torch_mask = torch.from_numpy(np.array(mask))[None, None, None] if masked else None
+    sdpa = functools.partial(torch.nn.functional.scaled_dot_product_attention, attn_mask=torch_mask)
+    theirs = sdpa(*tensors)[0].transpose(0, 1)
+    truth = sdpa(*(x.double() for x in tensors))[0].transpose(0, 1)
+    assert distance(ours, truth) <= max(tolerances.FLOAT32_RATIO * distance(theirs, truth), tolerances.SAME_PROGRAM)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("implementation", OTHERS)
+def test_gradients_equal_those_of_plain(implementation, shape, masked):
+    mask = some_mask(shape[0]) if masked else None
+    weight = random_qkv(shape, seed=1)[0]
+
+    def loss(qkv, implementation):
+        out = attention(*qkv, mask=mask, implementation=implementation, precision="highest")
+        return (out * weight).sum()
+
+    ours = jax.grad(loss)(random_qkv(shape), implementation)
+    plain = jax.grad(loss)(random_qkv(shape), "plain")
+    for mine, other in zip(ours, plain, strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-5 * float(jnp.abs(other).max() + 1e-6))
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_masked_keys_have_no_influence_at_all(implementation):
+    q, k, v = random_qkv((300, 3, 16))
+    mask = some_mask(300)
+    spoiled = [jnp.where(mask[:, None, None], x, 1e4) for x in (k, v)]
+    clean = attention(q, k, v, mask=mask, implementation=implementation)
+    np.testing.assert_array_equal(attention(q, *spoiled, mask=mask, implementation=implementation), clean)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_a_tile_without_a_valid_patch_is_finite(implementation):
+    q, k, v = random_qkv((300, 3, 16))
+    out = attention(q, k, v, mask=jnp.zeros(300, bool), implementation=implementation)
+    assert np.isfinite(out).all()
+
+
+@pytest.mark.parametrize("implementation", OTHERS)
+def test_bfloat16_is_as_good_as_plain(implementation):
+    exact = attention(*random_qkv((729, 4, 72)), precision="highest")
+    qkv = random_qkv((729, 4, 72), jnp.bfloat16)
+    mine, plain = (attention(*qkv, implementation=name) for name in (implementation, "plain"))
+    assert mine.dtype == jnp.bfloat16
+    assert distance(mine, exact) <= tolerances.BFLOAT16_RATIO * distance(plain, exact)
+
+
+def test_auto_is_decided_by_the_platform():
+    assert resolve_implementation("auto", "cpu") == "blocked"
+    assert resolve_implementation("auto", "tpu") == "plain"
+    assert resolve_implementation("plain", "cpu") == "plain"
+
+
+def test_an_unknown_implementation_is_refused():
+    with pytest.raises(ValueError, match=r"implementation must be one of .* got 'flash'"):
+        attention(*random_qkv((4, 1, 4)), implementation="flash")
