@@ -8,7 +8,6 @@ import itertools
 from collections.abc import Generator, Iterable, Iterator, Sized
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Float, UInt8
 from tqdm import tqdm
@@ -153,8 +152,7 @@ def _settings(
 ) -> tuple[Params, ModelConfig, int, bool]:
     if tile_on not in (None, "device", "host"):
         raise ValueError(f'tile_on must be "device", "host" or None, got {tile_on!r}.')
-    on_device = tile_on == "device" or (tile_on is None and jax.default_backend() != "cpu")
-    return model_params(params), resolve(config, params), tiles_in_flight(batch_size), on_device
+    return model_params(params), resolve(config, params), tiles_in_flight(batch_size), tile_on != "host"
 
 
 def iter_encode_images(
@@ -177,8 +175,9 @@ def iter_encode_images(
       batch_size: tiles in flight; None is 1 on a CPU and 8 elsewhere.
       on_error: what becomes of an image that cannot be read: "raise" yields what came before it and raises; "skip"
         yields the error in its place and goes on.
-      tile_on: "device" (resampled by a jitted program) or "host" (by Pillow, in threads): the same bytes. None is the
-        host on a CPU and the device elsewhere. Images over the largest bucket always go through the host.
+      tile_on: "device" (resampled by a jitted program, on a CPU too the faster way) or "host" (by Pillow, in the
+        threads that decode): the same bytes. None is the device, and the host with a cache. Images over the largest
+        bucket always go through the host.
       cache: remembers tiles, so that equal ones are encoded once; looks at them on the host.
       stats: filled in while the stream runs.
       progress: shows a bar of images.
