@@ -96,6 +96,11 @@ def _static_taps(sides: tuple[int, int], filter: str) -> int:
     return math.ceil(2 * SUPPORT[filter] * max(sides[0] / sides[1], 1)) + 1
 
 
+def _order_varies(step: int, tiling: TilingConfig) -> bool:
+    # To multiples of the tile, only an odd configuration has two passes, the vertical one first.
+    return tiling.resampler == "pillow" and step != 1
+
+
 def fits_device(plan: TilePlan, tiling: TilingConfig = TilingConfig()) -> bool:
     """Whether the image fits a bucket's program: at most 4096 a side, 4 x 4 tiles, and the program's number of taps.
 
@@ -104,12 +109,15 @@ def fits_device(plan: TilePlan, tiling: TilingConfig = TilingConfig()) -> bool:
     if max(plan.height, plan.width) > BUCKETS[-1]:
         return False
     static = _static_sides(tiling, bucket_of(plan.height, plan.width))
-    for sizes, sides in zip(_sizes(plan, tiling), static, strict=True):
+    for step, (sizes, sides) in enumerate(zip(_sizes(plan, tiling), static, strict=True)):
         if sizes is None:
             continue
         filters = [axis_filter(*size, tiling.filter, tiling.resampler) for size in zip(*sizes, strict=True)]
         taps = max(filter.weights.shape[1] for filter in filters)
         if max(sizes[0]) > sides[0] or max(sizes[1]) > sides[1] or taps > _static_taps(sides, tiling.filter):
+            return False
+        both_passes = sizes[0][1] != sizes[1][1]
+        if both_passes and vertical_first(*sizes, tiling.resampler) and not _order_varies(step, tiling):
             return False
     return True
 
@@ -126,7 +134,7 @@ def image_filters(
     """
     static = _static_sides(tiling, bucket) if bucket else (None, None, None)
     resizes = []
-    for sizes, sides in zip(_sizes(plan, tiling), static, strict=True):
+    for step, (sizes, sides) in enumerate(zip(_sizes(plan, tiling), static, strict=True)):
         if sizes is None:
             resizes.append(None)
             continue
@@ -134,9 +142,11 @@ def image_filters(
         if sides:
             filters = [pad_filter(filter, sides[1], _static_taps(sides, tiling.filter)) for filter in filters]
         in_size, out_size = np.array(sizes, np.int32)
-        order = np.bool_(vertical_first(*sizes, tiling.resampler))
+        order = np.array(vertical_first(*sizes, tiling.resampler))
+        order = order if _order_varies(step, tiling) or not bucket else None
         resizes.append(Resize(filters[0], filters[1], in_size, out_size, order))
-    return ImageFilters(*resizes, np.int32(max(plan.cols, 1)), np.int32(max(plan.rows * plan.cols, 1)))
+    cols, grid_tiles = np.array(max(plan.cols, 1), np.int32), np.array(max(plan.rows * plan.cols, 1), np.int32)
+    return ImageFilters(resizes[0], resizes[1], resizes[2], cols, grid_tiles)
 
 
 def pad_to_bucket(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "Hb Wb 3"]:
@@ -281,5 +291,10 @@ def tile_image_host(
 
 
 def normalize(tiles: UInt8[Array, "..."]) -> Float32[Array, "..."]:
-    """Bytes to the model's range, [-1, 1]: the reference's rescale by 1 / 255, mean 0.5 and deviation 0.5, as one."""
-    return (tiles.astype(jnp.float32) - 127.5) / 127.5
+    """Bytes to the model's range, [-1, 1]: (x - 127.5) / 127.5, which is the reference's rescaling and normalisation.
+
+    XLA makes a product with the rounded reciprocal of a division by a constant, 1 ulp off for half of the bytes. With
+    the reciprocal in two parts, the first product being exact, all 256 come out as the division gives them.
+    """
+    x = tiles.astype(jnp.float32) - 127.5
+    return x * (257 / 2**15) + x * (2 / 255 - 257 / 2**15)

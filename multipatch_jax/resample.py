@@ -1,7 +1,7 @@
 """The reference's resize, to the byte: two integer passes with a rounding to 8 bits between them.
 
-A pass is a sparse matrix along one axis: every output pixel is a weighted sum of neighbouring source pixels. Weights are
-made on the host in float64 with the reference's own order of operations (Pillow's `Resample.c`, torch's
+A pass is a sparse matrix along one axis: every output pixel is a weighted sum of neighbouring source pixels. Weights
+are made on the host in float64 with the reference's own order of operations (Pillow's `Resample.c`, torch's
 `UpSampleKernel.cpp`) and rounded to integers. From then on they are data: the device never computes a weight.
 """
 
@@ -34,13 +34,13 @@ class AxisFilter(NamedTuple):
 
 
 class Resize(NamedTuple):
-    """One resize. The sizes, (height, width), say how much of a padded array is real."""
+    """One resize. The sizes, (height, width), say how much of a padded array is real; None is never."""
 
     vertical: AxisFilter
     horizontal: AxisFilter
     in_size: Int32[Array | np.ndarray, "2"]
     out_size: Int32[Array | np.ndarray, "2"]
-    vertical_first: Bool[Array | np.ndarray, ""]
+    vertical_first: Bool[Array | np.ndarray, ""] | None
 
 
 def _sinc(x: np.ndarray) -> np.ndarray:
