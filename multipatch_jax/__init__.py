@@ -10,47 +10,62 @@ from multipatch_jax.connector import Idefics3Connector, pixel_unshuffle
 from multipatch_jax.encode import encode_image, encode_tiles, vision_features
 from multipatch_jax.hf_folder import CheckpointError
 from multipatch_jax.image import ImageError, load_image
+from multipatch_jax.packing import embed_tokens, expand_prompt, expanded_length, labels_for, pack
 from multipatch_jax.preprocess import tile_image, tile_image_host
 from multipatch_jax.presets import IDEFICS3_8B, PRESETS, SMOLVLM_2_2B, SMOLVLM_256M, SMOLVLM_500M, UNVERIFIED
 from multipatch_jax.processor import MultiPatchVisionProcessor, init_params
 from multipatch_jax.retrieval import retrieval_embeddings
 from multipatch_jax.stream import encode_images, iter_encode_images, warmup
+from multipatch_jax.text import Processor, TextInputs, prepare_inputs
 from multipatch_jax.tile_queue import StreamStats
 from multipatch_jax.tiling import TilePlan, plan_tiles
+from multipatch_jax.video import VideoPlan, encode_frames, expand_video_prompt, sample_frames
 
 __all__ = [
-    "IDEFICS3_8B",
-    "PRESETS",
-    "SMOLVLM_2_2B",
-    "SMOLVLM_256M",
-    "SMOLVLM_500M",
-    "UNVERIFIED",
     "CheckpointError",
     "ConnectorConfig",
+    "IDEFICS3_8B",
     "Idefics3Connector",
     "ImageError",
     "ModelConfig",
     "MultiPatchVisionProcessor",
+    "PRESETS",
+    "Processor",
     "RecompileError",
+    "SMOLVLM_256M",
+    "SMOLVLM_2_2B",
+    "SMOLVLM_500M",
     "StreamStats",
     "TextConfig",
+    "TextInputs",
     "TileCache",
     "TilePlan",
     "TilingConfig",
+    "UNVERIFIED",
+    "VideoPlan",
     "VisionConfig",
     "count_compilations",
+    "embed_tokens",
+    "encode_frames",
     "encode_image",
     "encode_images",
     "encode_tiles",
+    "expand_prompt",
+    "expand_video_prompt",
+    "expanded_length",
     "export_hf",
     "forbid_compilations",
     "from_pretrained",
     "init_params",
     "iter_encode_images",
+    "labels_for",
     "load_image",
+    "pack",
     "pixel_unshuffle",
     "plan_tiles",
+    "prepare_inputs",
     "retrieval_embeddings",
+    "sample_frames",
     "save_pretrained",
     "tile_image",
     "tile_image_host",

@@ -1,0 +1,249 @@
+"""Visual tokens to their places in a language model's input: the prompt's markers, their count, and the packing."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Float, Int
+
+from multipatch_jax.config import ModelConfig
+from multipatch_jax.tiling import TilePlan
+
+IMAGE = "<image>"
+FAKE = "<fake_token_around_image>"
+GLOBAL = "<global-img>"
+SINGLE_TOKEN_IMAGE_ID = 49190  # of the vocabulary of 49280, in which every marker is one token
+SINGLE_TOKEN_GRID = 6  # it has <row_1_col_1> to <row_6_col_6>
+
+
+def one_tile_markers(config: ModelConfig) -> str:
+    """What stands for one whole picture: an image that is not split, the global tile, or a frame of a video."""
+    return f"{FAKE}{GLOBAL}{IMAGE * config.tiling.tokens_per_tile}{FAKE}"
+
+
+def _markers(plan: TilePlan, config: ModelConfig) -> str:
+    tokens_per_tile = config.tiling.tokens_per_tile
+    if plan.num_tokens != plan.num_tiles * tokens_per_tile:
+        raise ValueError(
+            f"A plan of this config has {tokens_per_tile} tokens a tile, this one has {plan.num_tokens} in "
+            f"{plan.num_tiles} tiles: make it with plan_tiles(height, width, config.tiling)."
+        )
+    if not plan.rows:
+        return one_tile_markers(config)
+    tokens = IMAGE * tokens_per_tile
+    grid = ""
+    for row in range(1, plan.rows + 1):
+        grid += "".join(f"{FAKE}<row_{row}_col_{col}>{tokens}" for col in range(1, plan.cols + 1)) + "\n"
+    return f"{grid}\n{one_tile_markers(config)}" if plan.has_global_tile else grid
+
+
+def expand_prompt(text: str, plans: Sequence[TilePlan], config: ModelConfig) -> str:
+    """The text with each `<image>` replaced by the markers of its image's tiles, as the reference writes it.
+
+    With `global_tile=False`, which the reference does not have, a split image is its rows alone.
+
+    Args:
+      text: with one `<image>` for each image.
+      plans: of the images, in the order of their places in the text.
+
+    Raises:
+      ValueError: not as many images as places, or a plan of another config.
+    """
+    parts = text.split(IMAGE)
+    if len(parts) - 1 != len(plans):
+        raise ValueError(
+            f"The text must have one {IMAGE} for each image, got {len(parts) - 1} {IMAGE} and {len(plans)} images."
+        )
+    return parts[0] + "".join(_markers(plan, config) + part for plan, part in zip(plans, parts[1:], strict=True))
+
+
+def expanded_length(plan: TilePlan, config: ModelConfig) -> int:
+    """Number of tokens that one `<image>` becomes, markers included, where each marker is one token.
+
+    That holds for SmolVLM-256M, SmolVLM-500M, all of SmolVLM2 and SmolDocling, in grids of up to 6 x 6.
+
+    Raises:
+      ValueError: another vocabulary or a larger grid, where markers are spelled and the tokenizer must count.
+    """
+    if config.image_token_id != SINGLE_TOKEN_IMAGE_ID or max(plan.rows, plan.cols) > SINGLE_TOKEN_GRID:
+        raise ValueError(
+            f"The length is only known without the tokenizer where markers are single tokens (image_token_id "
+            f"{SINGLE_TOKEN_IMAGE_ID}, up to {SINGLE_TOKEN_GRID} x {SINGLE_TOKEN_GRID} tiles), got image_token_id "
+            f"{config.image_token_id} and {plan.rows} x {plan.cols} tiles: tokenise what expand_prompt writes."
+        )
+    # A tile has two markers, a row ends in a line break (the last one's is one token with the one that follows it),
+    # and the whole picture has three markers.
+    grid = plan.rows * plan.cols
+    return plan.num_tokens + 2 * grid + plan.rows + (3 if plan.has_global_tile or not grid else 0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _is_traced(*arrays: Any) -> bool:
+    return any(isinstance(array, Tracer) for array in arrays)
+
+
+def _check_integers(name: str, ids: Any) -> None:
+    if not hasattr(ids, "dtype") or ids.ndim != 2 or not jnp.issubdtype(ids.dtype, jnp.integer):
+        found = f"{ids.dtype} of shape {ids.shape}" if hasattr(ids, "dtype") else type(ids).__name__
+        raise ValueError(f"{name} must be an integer array of shape (B, S), got {found}.")
+
+
+@jax.jit
+def _embed(table, input_ids):
+    # `get` would count negative ids from the end.
+    return table.at[jnp.where(input_ids < 0, len(table), input_ids)].get(mode="fill", fill_value=jnp.nan)
+
+
+def embed_tokens(params: dict[str, Any], input_ids: Int[Array | np.ndarray, "B S"]) -> Float[Array, "B S D"]:
+    """The language model's own embeddings of token ids, `<image>` included.
+
+    Args:
+      params: loaded with "embeddings" among the `parts`.
+      input_ids: inside your own jit, where nothing can be raised, an id outside the vocabulary becomes NaN.
+
+    Raises:
+      ValueError: the params have no embeddings, or an id is outside the vocabulary.
+    """
+    try:
+        table = params["text_model"]["embed_tokens"]["embedding"]
+    except (KeyError, TypeError):
+        raise ValueError(
+            'These params have no token embeddings: load them with parts=("vision", "connector", "embeddings").'
+        ) from None
+    _check_integers("input_ids", input_ids)
+    if not _is_traced(input_ids):
+        ids = np.asarray(input_ids)
+        wrong = (ids < 0) | (ids >= len(table))
+        if wrong.any():
+            sample, place = np.argwhere(wrong)[0]
+            raise ValueError(
+                f"Ids must be in the vocabulary, 0 to {len(table) - 1}, got {ids[sample, place]} in sample {sample} at "
+                f"place {place}: was the text tokenised for another model?"
+            )
+    return _embed(jnp.asarray(table), input_ids)
+
+
+@jax.jit
+def _pack(input_ids, text_embeddings, visual_tokens, image_token_id, num_tokens):
+    if not len(visual_tokens):  # nothing can be gathered from nothing
+        visual_tokens = jnp.full((1, visual_tokens.shape[1]), jnp.nan)
+    places = input_ids == image_token_id
+    order = jnp.cumsum(places.ravel()).reshape(places.shape) - 1
+    index = jnp.where(places, order, len(visual_tokens))
+    tokens = visual_tokens.astype(text_embeddings.dtype).at[index].get(mode="fill", fill_value=jnp.nan)
+    packed = jnp.where(places[..., None], tokens, text_embeddings)
+    return jnp.where(places.sum() == num_tokens, packed, jnp.nan)
+
+
+def _check_filled(places: np.ndarray, sizes: Sequence[int] | np.ndarray) -> None:
+    """Each sample's places must be filled exactly by whole arrays of `sizes` tokens, one after another."""
+    ends = np.cumsum([0, *sizes])
+    start = 0
+    for sample, wanted in enumerate(places):
+        end = ends[min(np.searchsorted(ends, start + wanted), len(ends) - 1)]
+        if end - start != wanted:
+            raise ValueError(
+                f"Visual tokens must fill the places of each sample exactly, got {end - start} tokens for the {wanted} "
+                f"places of sample {sample} (places by sample: {places.tolist()}, tokens in all: {ends[-1]}): expand "
+                f"the prompts with the plans of these images, and pass the tokens in the order of the places."
+            )
+        start = end
+    if start != ends[-1]:
+        raise ValueError(
+            f"Visual tokens must fill the places of each sample exactly, got {ends[-1] - start} tokens more than the "
+            f"places of all {len(places)} samples up to sample {len(places) - 1} (places by sample: {places.tolist()}, "
+            f"tokens in all: {ends[-1]}): if they are padding, say how many are real with num_tokens."
+        )
+
+
+def pack(
+    input_ids: Int[Array | np.ndarray, "B S"],
+    text_embeddings: Float[Array | np.ndarray, "B S D"],
+    visual_tokens: Float[Array | np.ndarray, "V D"] | Sequence[Float[Array | np.ndarray, "V D"]],
+    *,
+    image_token_id: int,
+    num_tokens: int | Int[Array, ""] | None = None,
+) -> Float[Array, "B S D"]:
+    """Puts visual tokens in the places of the `<image>` tokens: the language model's input embeddings.
+
+    One jitted gather, compiled once for each (B, S, V). Differentiable in the embeddings and the tokens.
+
+    Args:
+      input_ids: padded on either side; a sample may have any number of images.
+      text_embeddings: of all ids, `<image>` included, as `embed_tokens` gives them. Text positions come back as they
+        are.
+      visual_tokens: in the order of their places, sample after sample: one array, or a list of them (one an image, as
+        `encode_images` gives them), which is concatenated on the host. Tiles (N, T, D) pass as (N * T, D). Cast to the
+        dtype of `text_embeddings`.
+      image_token_id: `config.image_token_id`.
+      num_tokens: how many rows of one array are real, where it is padded to a capacity V so that one program serves
+        many batches; None is all of them.
+
+    Raises:
+      ValueError: shapes that do not fit, or not as many tokens as places; of a list, also an image whose tokens would
+        lie in two samples. Inside your own jit, where ids are not known and nothing can be raised, a wrong count makes
+        every value of the result NaN, so that no place ever gets a token silently that is not its own.
+    """
+    _check_integers("input_ids", input_ids)
+    shape = tuple(getattr(text_embeddings, "shape", ()))
+    if (
+        len(shape) != 3
+        or shape[:2] != tuple(input_ids.shape)
+        or not jnp.issubdtype(text_embeddings.dtype, jnp.floating)
+    ):
+        raise ValueError(
+            f"text_embeddings must be floating of shape (B, S, D) with (B, S) = {tuple(input_ids.shape)} as input_ids, "
+            f"got {getattr(text_embeddings, 'dtype', None)} of shape {shape}."
+        )
+    is_list = isinstance(visual_tokens, (list, tuple))
+    arrays: list[Any] = list(visual_tokens) if is_list else [visual_tokens]
+    for array in arrays:
+        found = tuple(getattr(array, "shape", ()))
+        if len(found) < 2 or found[-1] != shape[2] or not jnp.issubdtype(array.dtype, jnp.floating):
+            raise ValueError(
+                f"visual_tokens must be floating of shape (V, D) with D = {shape[2]} as text_embeddings, or a list of "
+                f"such arrays, got {getattr(array, 'dtype', type(array).__name__)} of shape {found}."
+            )
+    if is_list and num_tokens is not None:
+        raise ValueError(f"num_tokens goes with one padded array, got {num_tokens} and a list of {len(arrays)} arrays.")
+    arrays = [array.reshape(-1, shape[2]) for array in arrays]
+    if is_list:
+        xp = jnp if _is_traced(*arrays) else np
+        visual_tokens = xp.concatenate(arrays) if arrays else np.zeros((0, shape[2]), np.float32)
+    else:
+        visual_tokens = arrays[0]
+    capacity = len(visual_tokens)
+    num_tokens = capacity if num_tokens is None else num_tokens
+    if not _is_traced(num_tokens):
+        if not 0 <= num_tokens <= capacity:
+            raise ValueError(f"num_tokens must be 0 to the {capacity} rows of visual_tokens, got {num_tokens}.")
+        if not _is_traced(input_ids):
+            places = (np.asarray(input_ids) == image_token_id).sum(axis=1)
+            _check_filled(places, [len(array) for array in arrays] if is_list else np.ones(int(num_tokens), int))
+    return _pack(input_ids, text_embeddings, visual_tokens, image_token_id, num_tokens)
+
+
+def labels_for(
+    input_ids: Int[Array | np.ndarray, "B S"],
+    *,
+    image_token_id: int,
+    attention_mask: Int[Array | np.ndarray, "B S"] | None = None,
+    ignore_index: int = -100,
+) -> Int[Array, "B S"]:
+    """Targets for training: the ids, with `ignore_index` at `<image>` places and at padding.
+
+    The reference does not mask image places by itself: a loss over them would teach the model to write `<image>`.
+    """
+    ignored = jnp.asarray(input_ids) == image_token_id
+    if attention_mask is not None:
+        if attention_mask.shape != input_ids.shape:
+            raise ValueError(
+                f"attention_mask must have the shape of input_ids, got {attention_mask.shape} and {input_ids.shape}."
+            )
+        ignored |= jnp.asarray(attention_mask) == 0
+    return jnp.where(ignored, ignore_index, input_ids)

@@ -1,0 +1,87 @@
+"""Every notebook runs from top to bottom, and the stored file shows its pictures and nobody's machine."""
+
+import base64
+import io
+import os
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
+from nbclient import NotebookClient
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+A_MACHINES_PATH = re.compile(r"(/home/|/root/|/Users/|/tmp/|/opt/|/usr/|site-packages|file://|[A-Z]:\\\\)")
+
+
+class ThisPython(AsyncKernelManager):
+    """A kernel of the interpreter that runs the tests, whatever kernels the machine has."""
+
+    @property
+    def kernel_spec(self):
+        command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        return KernelSpec(argv=command, display_name="Python 3", language="python")
+
+
+def outputs(notebook):
+    return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+
+
+def pictures(notebook):
+    found = []
+    for output in outputs(notebook):
+        for kind in ("image/png", "image/jpeg"):
+            if kind in output.get("data", {}):
+                found.append(Image.open(io.BytesIO(base64.b64decode(output.data[kind]))))
+    return found
+
+
+def test_there_are_three():
+    assert [path.stem for path in NOTEBOOKS] == ["01_quickstart", "02_parity", "03_many_images"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_it_runs_without_a_network(path, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    notebook = nbformat.read(path, as_version=4)
+    stored = len(pictures(notebook))
+    client = NotebookClient(
+        notebook, timeout=300, kernel_manager_class=ThisPython, resources={"metadata": {"path": str(tmp_path)}}
+    )
+    client.execute()  # a cell that fails raises
+    assert len(pictures(notebook)) == stored  # what is stored is what it draws
+    errors = [output.text for output in outputs(notebook) if output.get("name") == "stderr"]
+    assert not re.search(r"Warning|Error", "".join(errors)), errors
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_stored_file_is_fit_to_be_read(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert path.stat().st_size < 1_500_000
+    counts = [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"]
+    assert counts == list(range(1, len(counts) + 1))  # run once, in order, all of it
+    shown = pictures(notebook)
+    assert len(shown) >= 3
+    for picture in shown:
+        assert min(picture.size) > 150
+        assert any(low < high for low, high in picture.convert("RGB").getextrema())  # something is drawn
+    texts = [cell.source for cell in notebook.cells]
+    for output in outputs(notebook):
+        assert output.output_type != "error"
+        texts += [output.get("text", ""), *(str(v) for k, v in output.get("data", {}).items() if "image" not in k)]
+    assert not A_MACHINES_PATH.search("\n".join(texts))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_it_says_what_random_weights_are_worth(path):
+    notebook = nbformat.read(path, as_version=4)
+    prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    assert "random weights" in prose
+    assert "HuggingFaceTB/SmolVLM-256M-Instruct" in prose  # the line that brings the real ones
