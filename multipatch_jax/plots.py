@@ -1,5 +1,6 @@
 """Plots of tiles and tokens, with matplotlib (the `demo` extra). Each returns a Figure: show it or `savefig` it."""
 
+import importlib.util
 import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -81,12 +82,17 @@ def cosine_similarity(tokens: Float[Array, "T D"] | Float[np.ndarray, "T D"], to
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def require_matplotlib() -> None:
+    """Raises a ValueError that says what to install, for callers who would rather know before they compute."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError('plots need matplotlib: pip install "multipatch_jax[demo]"')
+
+
 def _figure(width: float, height: float) -> Any:
     """A Figure of its own: pyplot would keep every one alive."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ValueError('plots need matplotlib: pip install "multipatch_jax[demo]"') from None
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
     return Figure(figsize=(width, height), dpi=100, layout="constrained")
 
 
