@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 import multipatch_jax as mp
-from multipatch_jax import checkpoint, viz, weights
+from multipatch_jax import checkpoint, plots, viz, weights
 from multipatch_jax.config import DTYPES
 from multipatch_jax.presets import SMOLVLM_256M
 
@@ -64,20 +64,32 @@ def _look_at(photos: Sequence[Any], names: Sequence[str], config: mp.ModelConfig
 
 
 def _write_tokens(
-    photos: Sequence[Any], names: Sequence[str], plans: list, config: mp.ModelConfig, params: Any, out: Path, model: str
+    photos: Sequence[Any],
+    names: Sequence[str],
+    plans: list,
+    config: mp.ModelConfig,
+    params: Any,
+    out: Path,
+    pca: Path | None,
+    model: str,
 ) -> None:
     from safetensors.numpy import save_file
 
     tokens, entries = {}, []
     for index, (photo, name, plan) in enumerate(zip(photos, names, plans, strict=True)):
         start = time.perf_counter()
-        tiles = mp.tile_image_host(mp.load_image(photo), config.tiling)
+        image = mp.load_image(photo)
+        tiles = mp.tile_image_host(image, config.tiling)
         encoded = _encode_with_bar(params, tiles, config, name).reshape(plan.num_tokens, -1)
         print(f"{name}: {len(encoded)} tokens of width {encoded.shape[1]}, {encoded.dtype}, ", end="")
         print(f"in {time.perf_counter() - start:.1f} s")
         key = f"tokens_{index}"
         tokens[key] = encoded
         entries.append({"key": key, "file": name, **vars(plan)})
+        if pca is not None:
+            with _whole(pca) as file:
+                plots.plot_pca(image, encoded, plan, config).savefig(file)
+            print(f"wrote {pca}")
     metadata = {"images": json.dumps(entries), "model": model, "multipatch_jax": mp.__version__}
     with _whole(out) as file:
         save_file(tokens, file, metadata=metadata)
@@ -85,17 +97,20 @@ def _write_tokens(
 
 
 def _encode(args: argparse.Namespace) -> None:
-    if args.overlay and len(args.photos) > 1:
-        raise ValueError(f"--overlay draws one photo, got {len(args.photos)}.")
-    if args.overlay and args.overlay.suffix.lower() not in PICTURES:
-        raise ValueError(f"--overlay writes {', '.join(PICTURES)}, got {args.overlay}.")
-    for path in filter(None, (args.out, args.overlay)):
+    for option, path in (("--overlay", args.overlay), ("--pca", args.pca)):
+        if path and len(args.photos) > 1:
+            raise ValueError(f"{option} draws one photo, got {len(args.photos)}.")
+        if path and path.suffix.lower() not in PICTURES:
+            raise ValueError(f"{option} writes {', '.join(PICTURES)}, got {path}.")
+    if args.pca:
+        plots.require_matplotlib()
+    for path in filter(None, (args.out, args.overlay, args.pca)):
         _check_folder(path)
     names = [str(photo) for photo in args.photos]
     folder = checkpoint.resolve(args.model)
     plans = _look_at(args.photos, names, checkpoint.read_config(folder), args.overlay)
     config, params = mp.from_pretrained(folder, dtype=args.dtype, progress=sys.stderr.isatty())
-    _write_tokens(args.photos, names, plans, config, params, args.out, args.model)
+    _write_tokens(args.photos, names, plans, config, params, args.out, args.pca, args.model)
 
 
 def _plan(args: argparse.Namespace) -> None:
@@ -139,6 +154,7 @@ def _demo(args: argparse.Namespace) -> None:
         from skimage import data
     except ImportError:
         raise ValueError('the demo\'s photograph comes with scikit-image: pip install "multipatch_jax[demo]"') from None
+    plots.require_matplotlib()
     photo, names = [data.chelsea()], ["chelsea"]
     args.out.mkdir(parents=True, exist_ok=True)
     config, params, model = SMOLVLM_256M, None, "random weights"
@@ -154,7 +170,8 @@ def _demo(args: argparse.Namespace) -> None:
         print("but every step is the real one.", flush=True)
         params = mp.init_params(jax.random.key(0), config)
     plans = _look_at(photo, names, config, args.out / "tiles.png")
-    _write_tokens(photo, names, plans, config, params, args.out / "tokens.safetensors", model)
+    out = args.out / "tokens.safetensors"
+    _write_tokens(photo, names, plans, config, params, out, args.out / "pca.png", model)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -183,6 +200,9 @@ def _parser() -> argparse.ArgumentParser:
         "--out", required=True, type=Path, metavar="FILE", help="tokens_0, tokens_1, ... and each plan in the metadata"
     )
     encode.add_argument("--overlay", type=Path, metavar="FILE.png", help="also draw the tiles on the picture")
+    encode.add_argument(
+        "--pca", type=Path, metavar="FILE.png", help="also draw the tokens' principal components as colours"
+    )
     encode.add_argument("--dtype", choices=DTYPES, help="of the params and the tokens; the checkpoint's if left out")
 
     plan = command("plan", _plan, "the tiles and tokens of an image's size, touching no pixels")

@@ -70,6 +70,14 @@ def test_overlay_is_a_picture_of_the_grid(capsys, tiny, photo, photo_file, tmp_p
     np.testing.assert_array_equal(picture[100:200, 60:240], plain[100:200, 60:240])
 
 
+def test_pca_is_a_picture(capsys, tiny, photo_file, tmp_path):
+    args = ("--model", tiny.folder, "--out", tmp_path / "tokens.safetensors", "--pca", tmp_path / "pca.png")
+    status, printed, _ = run(capsys, "encode", photo_file, *args)
+    assert status == 0
+    assert "pca.png" in printed
+    assert Image.open(tmp_path / "pca.png").width > 500
+
+
 def test_convert_then_encode_gives_the_same_tokens(capsys, tiny, photo_file, tmp_path):
     status, printed, _ = run(capsys, "convert", tiny.folder, tmp_path / "converted")
     assert status == 0
@@ -130,3 +138,4 @@ def test_demo_on_random_weights_of_the_real_shapes(tmp_path):
     assert tokens.shape == (832, 576)
     assert np.isfinite(tokens).all()
     assert Image.open(tmp_path / "demo" / "tiles.png").width > 1000
+    assert Image.open(tmp_path / "demo" / "pca.png").width > 500

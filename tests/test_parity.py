@@ -23,6 +23,7 @@ CONFIGS = {  # full shapes; depth as given by the tests
     "SmolVLM-2.2B": with_small_text(mp.SMOLVLM_2_2B),
     "Idefics3-8B": with_small_text(mp.IDEFICS3_8B),
 }
+CONFIGS_SEEN = (mp.SMOLVLM_256M, mp.SMOLVLM_2_2B, mp.IDEFICS3_8B)
 
 
 def distance(a, b) -> float:
@@ -64,6 +65,12 @@ def check_model(model, tiles):
 def test_float32(name, layers, count, photo, tmp_path):
     config = with_layers(CONFIGS[name], layers)
     check_model(make_model(config, tmp_path), some_tiles(photo, config, count))
+
+
+@pytest.mark.parametrize("name", [name for name in mp.PRESETS if mp.PRESETS[name] not in CONFIGS_SEEN])
+def test_float32_of_every_other_member(name, photo, tmp_path):
+    config = dataclasses.replace(with_small_text(with_layers(mp.PRESETS[name], 1)), embedding_size=None)
+    check_model(make_model(config, tmp_path), some_tiles(photo, config, 1))
 
 
 @pytest.mark.slow
