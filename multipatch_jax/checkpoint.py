@@ -55,12 +55,13 @@ def from_pretrained(
     folder = resolve(name_or_path, parts)
     config = read_config(folder)
     parts = weights.check_parts(config, parts)
-    if sharding is None:
-        sharding = _on_first_device
     if (folder / CONFIG_FILE).is_file():
         return config, _load_saved(folder, config, parts, dtype, sharding)
     arrays = hf_folder.load(folder, config, parts, dtype, progress)
-    return config, weights.unflatten({path: jax.device_put(x, sharding(path, x.shape)) for path, x in arrays})
+    # Without a sharding, arrays stay uncommitted, as jit's own results: what they meet decides where they are.
+    return config, weights.unflatten(
+        {path: jax.device_put(x, sharding(path, x.shape) if sharding else None) for path, x in arrays}
+    )
 
 
 def resolve(name_or_path: str | Path, parts: Iterable[str] = ("vision", "connector")) -> Path:
@@ -146,10 +147,6 @@ def _new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _on_first_device(path: str, shape: tuple[int, ...]) -> jax.sharding.Sharding:
-    return jax.sharding.SingleDeviceSharding(jax.devices()[0])
-
-
 def _check_dtype(dtype: Any) -> np.dtype:
     name = jax.numpy.dtype(dtype).name
     if name not in DTYPES:
@@ -158,7 +155,7 @@ def _check_dtype(dtype: Any) -> np.dtype:
 
 
 def _load_saved(
-    folder: Path, config: ModelConfig, parts: tuple[str, ...], dtype: Any, sharding: Shardings
+    folder: Path, config: ModelConfig, parts: tuple[str, ...], dtype: Any, sharding: Shardings | None
 ) -> dict[str, Any]:
     import orbax.checkpoint as ocp
 
@@ -169,7 +166,9 @@ def _load_saved(
         raise CheckpointError(f"{folder} does not hold {config.model_type} params of its own config:\n{report}")
     target = weights.unflatten(
         {
-            path: jax.ShapeDtypeStruct(shape, dtype or found[path].dtype, sharding=sharding(path, shape))
+            path: jax.ShapeDtypeStruct(
+                shape, dtype or found[path].dtype, sharding=sharding(path, shape) if sharding else None
+            )
             for path, shape in expected.items()
         }
     )
@@ -177,7 +176,8 @@ def _load_saved(
         item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True
     )
     with ocp.PyTreeCheckpointer() as checkpointer:
-        return checkpointer.restore((folder / "params").absolute(), args=restore)
+        params = checkpointer.restore((folder / "params").absolute(), args=restore)
+    return params if sharding else jax.tree.map(jax.device_put, params)
 
 
 def _saved_arrays(folder: Path) -> dict[str, Any]:
