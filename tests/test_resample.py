@@ -189,6 +189,7 @@ ODD_SIZES = [
     ((300, 40), (64, 30)),  # vertical first
     ((127, 129), (128, 257)),
     ((600, 5), (40, 5)),
+    ((3072, 3), (384, 3)),  # a scale of 8 exactly: the longest windows for the number of taps
 ]
 
 
