@@ -3,8 +3,8 @@
     pip install "jax[tpu]" && python -m benchmarks.resize_tpu
 
 XLA compiles for a described chip. From its text come the operations' estimated cycles; a loop's body counts as often as
-it runs. These are XLA's estimates, not a measurement, and of the program of an image's exact shape: a size bucket's program,
-which NumPy images go through, pads and branches, and costs more.
+it runs. These are XLA's estimates, not a measurement, and of the program of an image's exact shape: a size bucket's
+program, which NumPy images go through, pads and branches, and costs more.
 """
 
 import os
