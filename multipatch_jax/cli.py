@@ -239,6 +239,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args.run(args)
     except (ValueError, OSError) as error:
-        print(f"multipatch-jax {args.command}: {error}", file=sys.stderr)
+        print(f"multipatch-jax {args.command}: {'; '.join(str(error).splitlines())}", file=sys.stderr)
         return 2
     return 0

@@ -1,6 +1,7 @@
 """The command line as a person meets it: what it prints, what it writes, and what it leaves behind when it fails."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -116,6 +117,18 @@ def test_bad_input_is_one_line_and_leaves_nothing(command, message, capsys, tiny
     assert err.startswith("multipatch-jax ")
     assert len(err.strip().splitlines()) == 1
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_report_of_many_tensors_is_one_line_too(capsys, tiny, photo_file, tmp_path):
+    model = shutil.copytree(tiny.folder, tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    config["vision_config"]["num_hidden_layers"] = 3
+    (model / "config.json").write_text(json.dumps(config))
+    status, _, err = run(capsys, "encode", photo_file, "--model", model, "--out", tmp_path / "o")
+    assert status == 2
+    assert " - model.vision_model.encoder.layers.2.mlp.fc1.bias (128,)" in err
+    assert len(err.strip().splitlines()) == 1
+    assert not (tmp_path / "o").exists()
 
 
 def test_wrong_usage_exits_with_2_and_help_teaches(capsys):
