@@ -8,39 +8,47 @@ from multipatch_jax import hf_folder
 from multipatch_jax.hf_config import read_hf_config
 
 
-def download(repo_id: str, parts: Iterable[str]) -> Path:
-    """Fetches the files that `parts` need, no other shard, and returns their folder.
+def fetch(repo_id: str, file: str) -> Path:
+    """One file of a repository, from the cache or the hub.
 
     Raises:
-      FileNotFoundError: no such repository or file, or the hub cannot be reached and its cache does not have them.
+      FileNotFoundError: no such repository or file, or the hub cannot be reached and its cache does not have it.
     """
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repo_id):
         raise FileNotFoundError(f"There is no folder {repo_id}, and it is not a hub id such as owner/name.")
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
-    def get(file: str) -> Path:
-        return Path(hf_hub_download(repo_id, file))
-
-    def get_if_there(file: str) -> Path | None:
-        try:
-            return get(file)
-        except EntryNotFoundError:
-            return None
-
     try:
-        folder = get("config.json").parent
-        if not get_if_there("preprocessor_config.json"):
-            get_if_there("processor_config.json")
-        if get_if_there(hf_folder.INDEX):
-            for shard in hf_folder.needed_shards(folder, read_hf_config(folder), parts):
-                get(shard.name)
-        else:
-            get(hf_folder.WEIGHTS)
+        return Path(hf_hub_download(repo_id, file))
     except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         reason = str(error).strip().split("\n")[0]
         raise FileNotFoundError(
-            f"There is no folder {repo_id}, and the hub did not give it ({reason}). "
+            f"There is no folder {repo_id}, and the hub did not give its {file} ({reason}). "
             f"Check the name and the connection, or pass the path of a downloaded folder."
         ) from error
+
+
+def fetch_if_there(repo_id: str, file: str) -> Path | None:
+    """The same for a file that a repository may lack; None where it does, or where an unreachable hub cannot say."""
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return fetch(repo_id, file)
+    except FileNotFoundError as error:
+        if isinstance(error.__cause__, EntryNotFoundError):
+            return None
+        raise
+
+
+def download(repo_id: str, parts: Iterable[str]) -> Path:
+    """Fetches the files that `parts` need, no other shard, and returns their folder; raises as `fetch`."""
+    folder = fetch(repo_id, "config.json").parent
+    if not fetch_if_there(repo_id, "preprocessor_config.json"):
+        fetch_if_there(repo_id, "processor_config.json")
+    if fetch_if_there(repo_id, hf_folder.INDEX):
+        for shard in hf_folder.needed_shards(folder, read_hf_config(folder), parts):
+            fetch(repo_id, shard.name)
+    else:
+        fetch(repo_id, hf_folder.WEIGHTS)
     return folder

@@ -17,6 +17,7 @@ from jaxtyping import Int32, UInt8
 from multipatch_jax.config import ModelConfig
 from multipatch_jax.encode import Params
 from multipatch_jax.hf_config import read_json
+from multipatch_jax.hub import fetch, fetch_if_there
 from multipatch_jax.image import load_image
 from multipatch_jax.packing import IMAGE, embed_tokens, expand_prompt, pack
 from multipatch_jax.stream import encode_images
@@ -222,22 +223,9 @@ def _read_template(folder: Path) -> str | None:
 
 
 def _download(repo_id: str) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
-
-    try:
-        folder = Path(hf_hub_download(repo_id, TOKENIZER)).parent
-        for name in TEMPLATES:
-            try:
-                hf_hub_download(repo_id, name)
-            except EntryNotFoundError:
-                continue
-    except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise FileNotFoundError(
-            f"There is no folder {repo_id}, and the hub did not give its {TOKENIZER} ({reason}). "
-            f"Check the name and the connection, or pass the path of a downloaded folder."
-        ) from error
+    folder = fetch(repo_id, TOKENIZER).parent
+    for name in TEMPLATES:
+        fetch_if_there(repo_id, name)
     return folder
 
 

@@ -224,7 +224,8 @@ def check_params(params: Any, config: ModelConfig, parts: tuple[str, ...] = ("vi
     expected = param_shapes(config, parts)
     roots = {path.split("/")[0] for path in expected}
     flat = flatten({key: value for key, value in params.items() if key in roots})
-    shapes = {path: getattr(value, "shape", None) for path, value in flat.items()}
+    others = param_shapes(config, PARTS).keys() - expected.keys()  # of parts that nobody asks about here
+    shapes = {path: getattr(value, "shape", None) for path, value in flat.items() if path not in others}
     if shapes != expected:
         report = mismatch_report(expected, {path: shape or () for path, shape in shapes.items()})
         raise ValueError(f"These params are not of this config (- missing, + unexpected, ~ other shape):\n{report}")

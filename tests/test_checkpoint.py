@@ -147,6 +147,15 @@ def test_saved_folder_keeps_config_and_policies(tiny, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]
 
 
+def test_a_check_of_one_part_lets_the_others_be(tiny):
+    config, params = mp.from_pretrained(tiny.folder, parts=ALL)
+    for part in weights.PARTS:
+        weights.check_params(params, config, (part,))
+    params["text_model"]["stranger"] = params["text_model"].pop("embed_tokens")
+    with pytest.raises(ValueError, match=r" - text_model/embed_tokens/embedding .*\n \+ text_model/stranger/embedding"):
+        weights.check_params(params, config, ("embeddings",))
+
+
 def test_save_refuses_what_it_cannot_finish(tiny, tmp_path):
     (tmp_path / "taken").mkdir()
     with pytest.raises(FileExistsError, match="taken exists; delete it or choose another name"):
