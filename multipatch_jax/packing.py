@@ -1,5 +1,7 @@
 """Visual tokens to their places in a language model's input: the prompt's markers, their count, and the packing."""
 
+import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,16 +26,20 @@ def one_tile_markers(config: ModelConfig) -> str:
     return f"{FAKE}{GLOBAL}{IMAGE * config.tiling.tokens_per_tile}{FAKE}"
 
 
-def _markers(plan: TilePlan, config: ModelConfig) -> str:
+def _check_plan(plan: TilePlan, config: ModelConfig) -> None:
     tokens_per_tile = config.tiling.tokens_per_tile
     if plan.num_tokens != plan.num_tiles * tokens_per_tile:
         raise ValueError(
             f"A plan of this config has {tokens_per_tile} tokens a tile, this one has {plan.num_tokens} in "
             f"{plan.num_tiles} tiles: make it with plan_tiles(height, width, config.tiling)."
         )
+
+
+def _markers(plan: TilePlan, config: ModelConfig) -> str:
+    _check_plan(plan, config)
     if not plan.rows:
         return one_tile_markers(config)
-    tokens = IMAGE * tokens_per_tile
+    tokens = IMAGE * config.tiling.tokens_per_tile
     grid = ""
     for row in range(1, plan.rows + 1):
         grid += "".join(f"{FAKE}<row_{row}_col_{col}>{tokens}" for col in range(1, plan.cols + 1)) + "\n"
@@ -66,8 +72,10 @@ def expanded_length(plan: TilePlan, config: ModelConfig) -> int:
     That holds for SmolVLM-256M, SmolVLM-500M, all of SmolVLM2 and SmolDocling, in grids of up to 6 x 6.
 
     Raises:
-      ValueError: another vocabulary or a larger grid, where markers are spelled and the tokenizer must count.
+      ValueError: another vocabulary or a larger grid, where markers are spelled and the tokenizer must count; or a plan
+        of another config.
     """
+    _check_plan(plan, config)
     if config.image_token_id != SINGLE_TOKEN_IMAGE_ID or max(plan.rows, plan.cols) > SINGLE_TOKEN_GRID:
         raise ValueError(
             f"The length is only known without the tokenizer where markers are single tokens (image_token_id "
@@ -93,6 +101,16 @@ def _check_integers(name: str, ids: Any) -> None:
         raise ValueError(f"{name} must be an integer array of shape (B, S), got {found}.")
 
 
+def embedding_table(params: dict[str, Any]) -> Float[Array | np.ndarray, "vocabulary D"]:
+    """The token embeddings of `params`; ValueError where they were not loaded."""
+    try:
+        return params["text_model"]["embed_tokens"]["embedding"]
+    except (KeyError, TypeError):
+        raise ValueError(
+            'These params have no token embeddings: load them with parts=("vision", "connector", "embeddings").'
+        ) from None
+
+
 @jax.jit
 def _embed(table, input_ids):
     # `get` would count negative ids from the end.
@@ -109,12 +127,7 @@ def embed_tokens(params: dict[str, Any], input_ids: Int[Array | np.ndarray, "B S
     Raises:
       ValueError: the params have no embeddings, or an id is outside the vocabulary.
     """
-    try:
-        table = params["text_model"]["embed_tokens"]["embedding"]
-    except (KeyError, TypeError):
-        raise ValueError(
-            'These params have no token embeddings: load them with parts=("vision", "connector", "embeddings").'
-        ) from None
+    table = embedding_table(params)
     _check_integers("input_ids", input_ids)
     if not _is_traced(input_ids):
         ids = np.asarray(input_ids)
@@ -186,8 +199,8 @@ def pack(
 
     Raises:
       ValueError: shapes that do not fit, or not as many tokens as places; of a list, also an image whose tokens would
-        lie in two samples. Inside your own jit, where ids are not known and nothing can be raised, a wrong count makes
-        every value of the result NaN, so that no place ever gets a token silently that is not its own.
+        lie in two samples. Inside your own jit, where ids are not known and nothing can be raised, every value of the
+        result is NaN instead.
     """
     _check_integers("input_ids", input_ids)
     shape = tuple(getattr(text_embeddings, "shape", ()))
@@ -211,20 +224,26 @@ def pack(
             )
     if is_list and num_tokens is not None:
         raise ValueError(f"num_tokens goes with one padded array, got {num_tokens} and a list of {len(arrays)} arrays.")
-    arrays = [array.reshape(-1, shape[2]) for array in arrays]
-    if is_list:
-        xp = jnp if _is_traced(*arrays) else np
-        visual_tokens = xp.concatenate(arrays) if arrays else np.zeros((0, shape[2]), np.float32)
-    else:
-        visual_tokens = arrays[0]
-    capacity = len(visual_tokens)
+    sizes = [math.prod(array.shape[:-1]) for array in arrays]
+    capacity = sum(sizes)
     num_tokens = capacity if num_tokens is None else num_tokens
     if not _is_traced(num_tokens):
+        if not isinstance(num_tokens, int):  # NumPy's and JAX's integers would each be a program of their own
+            num_tokens = operator.index(num_tokens)
         if not 0 <= num_tokens <= capacity:
             raise ValueError(f"num_tokens must be 0 to the {capacity} rows of visual_tokens, got {num_tokens}.")
         if not _is_traced(input_ids):
             places = (np.asarray(input_ids) == image_token_id).sum(axis=1)
-            _check_filled(places, [len(array) for array in arrays] if is_list else np.ones(int(num_tokens), int))
+            _check_filled(places, sizes if is_list else np.ones(num_tokens, int))
+        elif is_list:  # the program itself sees to it that no image lies in two samples
+            ends = jnp.cumsum((input_ids == image_token_id).sum(axis=1))
+            num_tokens = jnp.where(jnp.isin(ends, np.cumsum([0, *sizes])).all(), num_tokens, -1)
+    if is_list:
+        xp = jnp if _is_traced(*arrays) else np
+        rows = [xp.asarray(array).reshape(-1, shape[2]) for array in arrays]
+        visual_tokens = xp.concatenate(rows) if rows else np.zeros((0, shape[2]), np.float32)
+    else:
+        visual_tokens = arrays[0].reshape(-1, shape[2])
     return _pack(input_ids, text_embeddings, visual_tokens, image_token_id, num_tokens)
 
 
@@ -239,11 +258,13 @@ def labels_for(
 
     The reference does not mask image places by itself: a loss over them would teach the model to write `<image>`.
     """
-    ignored = jnp.asarray(input_ids) == image_token_id
+    _check_integers("input_ids", input_ids)
+    if attention_mask is not None and np.shape(attention_mask) != input_ids.shape:
+        raise ValueError(
+            f"attention_mask must have the shape of input_ids, got {np.shape(attention_mask)} and {input_ids.shape}."
+        )
+    ids = jnp.asarray(input_ids, jnp.int32)  # unsigned ones could not hold ignore_index
+    ignored = ids == image_token_id
     if attention_mask is not None:
-        if attention_mask.shape != input_ids.shape:
-            raise ValueError(
-                f"attention_mask must have the shape of input_ids, got {attention_mask.shape} and {input_ids.shape}."
-            )
         ignored |= jnp.asarray(attention_mask) == 0
-    return jnp.where(ignored, ignore_index, input_ids)
+    return jnp.where(ignored, ignore_index, ids)

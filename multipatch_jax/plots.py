@@ -1,6 +1,7 @@
 """Plots of tiles and tokens, with matplotlib (the `demo` extra). Each returns a Figure: show it or `savefig` it."""
 
 import importlib.util
+import itertools
 import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -258,7 +259,7 @@ def plot_progress(finished: Mapping[str, Sequence[float]]) -> Any:
     """Images finished over time: {series: seconds from the start at which each image was finished}."""
     figure = _figure(8.0, 3.4)
     axes = figure.subplots()
-    for (name, seconds), color in zip(finished.items(), _COLORS, strict=False):
+    for (name, seconds), color in zip(finished.items(), itertools.cycle(_COLORS), strict=False):
         axes.step([0, *seconds], range(len(seconds) + 1), where="post", color=color, linewidth=2, label=name)
         axes.plot(seconds[-1], len(seconds), "o", color=color)
         axes.annotate(f"{seconds[-1]:.1f} s", (seconds[-1], len(seconds)), (0, 6), textcoords="offset points",

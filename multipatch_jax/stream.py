@@ -152,7 +152,8 @@ def _settings(
 ) -> tuple[Params, ModelConfig, int, bool]:
     if tile_on not in (None, "device", "host"):
         raise ValueError(f'tile_on must be "device", "host" or None, got {tile_on!r}.')
-    return model_params(params), resolve(config, params), tiles_in_flight(batch_size), tile_on != "host"
+    config = resolve(config, params)
+    return model_params(params), config, tiles_in_flight(batch_size), tile_on != "host"
 
 
 def iter_encode_images(

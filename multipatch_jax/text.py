@@ -5,7 +5,6 @@ tokenised as the reference does it (transformers 5.23).
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,20 +13,18 @@ import jax
 import numpy as np
 from jaxtyping import Int32, UInt8
 
+from multipatch_jax.chat import SETTINGS, TEMPLATES, Chat, read_template, render
 from multipatch_jax.config import ModelConfig
-from multipatch_jax.encode import Params
+from multipatch_jax.encode import Params, resolve, tiles_in_flight
 from multipatch_jax.hf_config import read_json
 from multipatch_jax.hub import fetch, fetch_if_there
 from multipatch_jax.image import load_image
-from multipatch_jax.packing import IMAGE, embed_tokens, expand_prompt, pack
+from multipatch_jax.packing import IMAGE, embed_tokens, embedding_table, expand_prompt, pack
 from multipatch_jax.stream import encode_images
 from multipatch_jax.tiling import TilePlan, plan_tiles
+from multipatch_jax.video import VIDEO
 
 TOKENIZER = "tokenizer.json"
-SETTINGS = "tokenizer_config.json"
-TEMPLATES = ("chat_template.jinja", "chat_template.json", "processor_config.json", SETTINGS)  # the first that has one
-
-Chat = Sequence[Mapping[str, Any]]
 
 
 class TextInputs(NamedTuple):
@@ -88,7 +85,7 @@ class Processor:
         tokens = {key: _content(value) for key, value in settings.items() if key.endswith("_token")}
         special = {key: token for key, token in tokens.items() if token is not None}
         pad_token_id = tokenizer.token_to_id(special["pad_token"]) if "pad_token" in special else None
-        return cls(tokenizer, _read_template(folder), special, pad_token_id, settings.get("padding_side", "right"))
+        return cls(tokenizer, read_template(folder), special, pad_token_id, settings.get("padding_side", "right"))
 
     def render(self, chat: Chat, *, add_generation_prompt: bool = True) -> str:
         """A chat as the text that the model was trained on, images still as `<image>`.
@@ -100,32 +97,9 @@ class Processor:
         Raises:
           ValueError: the checkpoint has no template, or the template refuses the messages.
         """
-        import jinja2
-        import jinja2.sandbox
-
         if self.chat_template is None:
             raise ValueError("This checkpoint has no chat template: pass texts instead of chats.")
-
-        def refuse(message):
-            raise jinja2.TemplateError(message)
-
-        # Templates are other people's programs: a sandbox, and plain data.
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
-        environment.globals["raise_exception"] = refuse
-        try:
-            messages = json.loads(json.dumps(list(chat)))
-            template = environment.from_string(self.chat_template)
-            return template.render(
-                messages=messages, add_generation_prompt=add_generation_prompt, **self.special_tokens
-            )
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
-            raise ValueError(
-                f'A chat must be messages of a "role" and a "content" of plain texts and {{"type": "image"}}, the '
-                f"images themselves being passed apart; this one was refused: {error}."
-            ) from error
+        return render(self.chat_template, chat, self.special_tokens, add_generation_prompt)
 
     def decode(self, ids: Any) -> str:
         """The text of generated ids (S,), special tokens left out."""
@@ -166,6 +140,11 @@ class Processor:
                 f"{self.tokenizer.token_to_id(IMAGE)}: load both from one checkpoint."
             )
         prompts = [text if isinstance(text, str) else self.render(text) for text in texts]
+        if any(VIDEO in prompt for prompt in prompts):
+            raise ValueError(
+                f"Only images have their places filled here, got a text with {VIDEO}: expand that with "
+                f"expand_video_prompt, tokenise it with processor.tokenizer, and pack what encode_frames gives."
+            )
         flat = _flatten(images, [prompt.count(IMAGE) for prompt in prompts])
         pixels = [_load(image, index) for index, image in enumerate(flat)]
         plans = [plan_tiles(image.shape[0], image.shape[1], config.tiling) for image in pixels]
@@ -208,20 +187,6 @@ def _content(token: Any) -> str | None:
     return token if isinstance(token, str) else None
 
 
-def _read_template(folder: Path) -> str | None:
-    for name in TEMPLATES:
-        if not (folder / name).is_file():
-            continue
-        if name.endswith(".jinja"):
-            return (folder / name).read_text(encoding="utf-8")
-        template = read_json(folder / name).get("chat_template")
-        if isinstance(template, list):  # several by name
-            template = {one["name"]: one["template"] for one in template}.get("default")
-        if template is not None:
-            return template
-    return None
-
-
 def _download(repo_id: str) -> Path:
     folder = fetch(repo_id, TOKENIZER).parent
     for name in TEMPLATES:
@@ -231,6 +196,8 @@ def _download(repo_id: str) -> Path:
 
 def _flatten(images: Sequence[Any], places: list[int]) -> list[Any]:
     """All images in order, after a check that their number is that of the places, in each text where one can say."""
+    if isinstance(images, (str, Path)) or getattr(images, "ndim", 4) != 4:
+        raise ValueError("images must be a list of images; for a single one, pass [image].")
     images = list(images)
     nested = [isinstance(one, (list, tuple)) for one in images]
     if any(nested):
@@ -282,6 +249,11 @@ def prepare_inputs(
     Raises:
       ValueError: as `Processor`, or the params have no embeddings, or too few for the tokenizer.
     """
+    resolve(config, params)  # told before anything runs on the device, as all that follows
+    tiles_in_flight(batch_size)
+    width, expected = embedding_table(params).shape[1], config.connector.text_hidden_size
+    if width != expected:
+        raise ValueError(f"The token embeddings must be as wide as the visual tokens, {expected}, got {width}.")
     inputs = processor(texts, images, config=config, padding_side=padding_side, max_length=max_length)
     embeddings = embed_tokens(params, inputs.input_ids)
     tokens = encode_images(params, inputs.images, config=config, batch_size=batch_size)

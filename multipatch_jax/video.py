@@ -6,13 +6,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from multipatch_jax.config import ModelConfig
-from multipatch_jax.encode import Params, encode_tiles
-from multipatch_jax.image import load_image
+from multipatch_jax.encode import Params
 from multipatch_jax.packing import one_tile_markers
-from multipatch_jax.preprocess import tile_image_host
+from multipatch_jax.stream import encode_images
 from multipatch_jax.tiling import MAX_IMAGE_SIZE
 
 VIDEO = "<video>"
@@ -114,8 +113,10 @@ def encode_frames(
     config: ModelConfig,
     video_size: int | None = None,
     batch_size: int | None = None,
-) -> Float[Array, "F T D"]:
+) -> Float[np.ndarray, "F T D"]:
     """Visual tokens of a video's frames, one tile each: resized to `video_size` and then squashed, never split.
+
+    The programs are those of `encode_images`, whatever the number of frames.
 
     Args:
       params: with "vision_model" and "connector".
@@ -131,14 +132,15 @@ def encode_frames(
     """
     tiling = dataclasses.replace(
         config.tiling,
-        longest_edge=min(video_size or config.tiling.tile_size, MAX_IMAGE_SIZE),
+        longest_edge=min(config.tiling.tile_size if video_size is None else video_size, MAX_IMAGE_SIZE),
         do_resize=True,
         do_image_splitting=False,
         upscale=True,
         max_tiles=None,
         resampler="torchvision",  # the only one that the reference has for videos
     )
-    tiles = [tile_image_host(load_image(frame), tiling) for frame in frames]
-    if not tiles:
+    frames = list(frames)
+    if not frames:
         raise ValueError("A video must have at least one frame, got none.")
-    return encode_tiles(params, np.concatenate(tiles), config=config, batch_size=batch_size)
+    config = dataclasses.replace(config, tiling=tiling)
+    return np.stack(encode_images(params, frames, config=config, batch_size=batch_size))

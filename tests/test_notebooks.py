@@ -16,7 +16,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-A_MACHINES_PATH = re.compile(r"(/home/|/root/|/Users/|/tmp/|/opt/|/usr/|site-packages|file://|[A-Z]:\\\\)")
+A_MACHINES_PATH = re.compile(r"(/home/|/root/|/Users/|/tmp/|/opt/|/usr/|site-packages|file://|[A-Z]:\\)")
 
 
 class ThisPython(AsyncKernelManager):

@@ -118,6 +118,8 @@ def test_a_plan_of_another_config_is_refused():
     plan = mp.plan_tiles(100, 200, mp.SMOLVLM_256M.tiling)
     with pytest.raises(ValueError, match="4 tokens a tile, this one has 576 in 9 tiles"):
         expand_prompt("<image>", [plan], CONFIG)
+    with pytest.raises(ValueError, match="64 tokens a tile, this one has 1053 in 13 tiles"):
+        mp.expanded_length(mp.plan_tiles(480, 640, mp.SMOLVLM_2_2B.tiling), mp.SMOLVLM_256M)
 
 
 @pytest.mark.parametrize("name", SINGLE_TOKEN)
@@ -245,6 +247,11 @@ def test_one_program_whatever_the_number_and_place_of_images(compilations):
     assert len(compilations()) == 1
     for places, side in (([0, 0, 0], "left"), ([30, 30, 4], "right"), ([1, 2, 3], "left")):
         ask(places, side=side, seed=sum(places))
+    ids, _, text, tokens = make_batch([1, 2, 3], length=37, width=24)
+    total = (ids == IMAGE).sum()
+    capacity[: len(tokens)] = tokens
+    for num_tokens in (total, np.asarray(total, np.int32), jax.device_put(np.int32(total))):
+        pack(ids, text, capacity, image_token_id=IMAGE, num_tokens=num_tokens)
     assert not compilations()
 
 
@@ -271,7 +278,21 @@ def test_tokens_that_do_not_fill_their_places_are_refused(places, sizes, message
         padded = np.zeros((99, 8), np.float32)
         with pytest.raises(ValueError, match=r"fill the places of each sample exactly"):
             pack(ids, text, padded, image_token_id=IMAGE, num_tokens=sum(sizes))
+    on_device = jax.device_put([image.reshape(1, -1, 8) for image in images])  # as encode_tiles gives them
+    with pytest.raises(ValueError, match=message):
+        pack(ids, text, on_device, image_token_id=IMAGE)
     assert not compilations()
+
+
+def test_inside_jit_no_image_of_a_list_lies_in_two_samples():
+    ids, _, text, tokens = make_batch([2, 4], length=9)
+    traced = jax.jit(lambda ids, text, images: pack(ids, text, images, image_token_id=IMAGE))
+    for sizes in ([2, 4], [1, 1, 4], [2, 1, 3]):
+        images = np.split(tokens, np.cumsum(sizes)[:-1])
+        np.testing.assert_array_equal(np.asarray(traced(ids, text, images)), reference_pack(ids, text, tokens))
+    for sizes in ([4, 2], [1, 5], [3, 3]):
+        images = np.split(tokens, np.cumsum(sizes)[:-1])
+        assert np.isnan(traced(ids, text, images)).all()
 
 
 def test_packing_refuses_arrays_that_do_not_fit():
@@ -290,6 +311,8 @@ def test_packing_refuses_arrays_that_do_not_fit():
         pack(ids, text, tokens, image_token_id=IMAGE, num_tokens=5)
     with pytest.raises(ValueError, match="num_tokens goes with one padded array"):
         pack(ids, text, [tokens], image_token_id=IMAGE, num_tokens=4)
+    with pytest.raises(TypeError, match="float"):
+        pack(ids, text, tokens, image_token_id=IMAGE, num_tokens=3.5)
 
 
 def test_inside_jit_a_wrong_count_gives_nan_everywhere():
@@ -425,6 +448,15 @@ def test_a_videos_tokens_fill_its_prompt(tiny, tokenizer):
     np.testing.assert_array_equal(np.asarray(got)[ids == IMAGE], np.asarray(tokens).reshape(-1, 48))
 
 
+def test_a_video_of_another_length_compiles_nothing(tiny, compilations):
+    frames = np.zeros((6, 30, 40, 3), np.uint8)
+    encode_frames(tiny.params, frames, config=tiny.config)
+    compilations()
+    for count in (1, 2, 5):
+        assert len(encode_frames(tiny.params, frames[:count], config=tiny.config)) == count
+    assert not compilations()
+
+
 def test_bad_videos_are_refused(tiny):
     with pytest.raises(ValueError, match="at least one frame, got 0"):
         sample_frames(0, 30)
@@ -434,5 +466,9 @@ def test_bad_videos_are_refused(tiny):
         encode_frames(tiny.params, [], config=tiny.config)
     with pytest.raises(ValueError, match="at least one frame, got none"):
         expand_video_prompt("<video>", [VideoPlan((), 30, 1.0)], CONFIG)
+    with pytest.raises(mp.ImageError, match=r"^Image 1: .* at least one pixel"):
+        encode_frames(tiny.params, [np.zeros((3, 3, 3), np.uint8), np.zeros((0, 3, 3), np.uint8)], config=tiny.config)
+    with pytest.raises(ValueError, match="longest_edge must be"):
+        encode_frames(tiny.params, [np.zeros((3, 3, 3), np.uint8)], config=tiny.config, video_size=0)
     with pytest.raises(ValueError, match="got 1 <video> and 0 videos"):
         expand_video_prompt("<video>", [], CONFIG)

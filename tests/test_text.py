@@ -129,6 +129,9 @@ def test_templates_may_use_what_the_references_environment_has(model):
     chat = [{"role": "é<", "content": "a"}, {"role": "stop", "content": "b"}]
     ours = dataclasses.replace(model.ours, chat_template=template)
     assert ours.render(chat) == model.tokenizer.apply_chat_template(chat, chat_template=template, tokenize=False)
+    template = "{% if tools is none and documents is none %}A{% else %}B{% endif %}{{ strftime_now('%Y') }}"
+    ours = dataclasses.replace(model.ours, chat_template=template)
+    assert ours.render(chat) == model.tokenizer.apply_chat_template(chat, chat_template=template, tokenize=False)
 
 
 def test_the_first_special_token_is_not_doubled_in_a_rendered_chat(model, tmp_path):
@@ -311,6 +314,7 @@ def test_the_readmes_caption_is_the_references(model, photos, tmp_path, capsys):
         (["a", "<image>"], [["cat"], []], r"got \[0, 1\] <image> in 2 texts and images by text \[1, 0\]"),
         (["a", "<image>"], [[], "cat"], "pass a list of images for every text"),
         ("<image>", ["cat"], r"pass \[text\]"),
+        (["<video> What?"], [], "expand that with expand_video_prompt"),
         ([], [], r"pass \[text\]"),
         ([{"role": "user", "content": []}], [], r"pass \[text\]"),
     ],
@@ -319,6 +323,28 @@ def test_images_that_do_not_fit_the_texts_are_refused(texts, images, message, mo
     images = [[photos[x] for x in one] if isinstance(one, list) else photos[one] for one in images]
     with pytest.raises(ValueError, match=message):
         prepare_inputs(model.params, texts, images, config=model.config, processor=model.ours)
+    assert not compilations()
+
+
+def test_one_image_is_no_list_of_images(model, photos):
+    for image in ("photo.jpg", photos["cat"], Image.new("RGB", (3, 3))):
+        with pytest.raises((ValueError, TypeError), match=r"pass \[image\]|not iterable"):
+            model.ours(["<image>"], image, config=model.config)
+
+
+def test_params_that_do_not_fit_are_told_before_device_work(model, photos, compilations):
+    def ask(params, **options):
+        prepare_inputs(params, ["<image>"], [photos["cat"]], config=model.config, processor=model.ours, **options)
+
+    with pytest.raises(ValueError, match=r" - connector/modality_projection/proj/kernel"):
+        ask({key: value for key, value in model.params.items() if key != "connector"})
+    narrow = {"embed_tokens": {"embedding": np.zeros((49280, 40), np.float32)}}
+    with pytest.raises(ValueError, match="as wide as the visual tokens, 48, got 40"):
+        ask({**model.params, "text_model": narrow})
+    with pytest.raises(ValueError, match="batch_size must be"):
+        ask(model.params, batch_size=0)
+    with pytest.raises(ValueError, match=r" - connector/modality_projection/proj/kernel"):
+        mp.encode_images({"vision_model": model.params["vision_model"]}, [], config=model.config)
     assert not compilations()
 
 
@@ -349,6 +375,9 @@ def test_a_chat_that_the_template_cannot_take_is_refused(model):
     stubborn = dataclasses.replace(model.ours, chat_template="{{ raise_exception('only one turn') }}")
     with pytest.raises(ValueError, match="only one turn"):
         stubborn.render([{"role": "user", "content": "x"}])
+    broken = dataclasses.replace(model.ours, chat_template="{{ 1 // 0 }}")
+    with pytest.raises(ValueError, match="this one was refused"):
+        broken.render([{"role": "user", "content": "x"}])
     greedy = dataclasses.replace(model.ours, chat_template="{{ messages.__class__.__mro__[1].__subclasses__() }}")
     with pytest.raises(ValueError, match="A chat must be messages"):
         greedy.render([{"role": "user", "content": "x"}])
