@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float
 from multipatch_jax.linear import BLOCK
 
 IMPLEMENTATIONS = ("plain", "blocked")
-QUERIES = 256  # of a block: its float32 scores of 1024 keys are 1 MB, an L2 cache
+QUERIES = 512  # at most, in a block: its float32 scores of 1024 keys are 2 MB, between an L2 and an L3 cache
 
 
 def resolve_implementation(implementation: str, platform: str) -> str:
@@ -34,8 +34,8 @@ def attention(
       q, k, v: one dtype, which is also the result's.
       mask: True for the patches that may be attended to. Masked keys get no weight; masked queries are still computed,
         as in the reference.
-      implementation: static. "plain" makes all (H, P, P) scores at once; "blocked" those of one head and 256 queries at
-        a time, so that they stay in a CPU's cache, forward and backward.
+      implementation: static. "plain" makes all (H, P, P) scores at once; "blocked" those of one head and at most 512
+        queries at a time, so that they stay in a CPU's cache, forward and backward.
       precision: of the two matmuls, for float32 inputs.
 
     The softmax is always float32, and the scale is applied to its float32 scores: scaling q would round it once more
@@ -77,7 +77,7 @@ def _blocked(
 ) -> Float[Array, "P H d"]:
     patches, heads, width = q.shape
     blocks = -(-patches // QUERIES)
-    queries = min(QUERIES, patches)
+    queries = -(-patches // blocks)  # 729 patches are two blocks of 365, not 512 and a padded rest
     q, k, v = (x.transpose(1, 0, 2) for x in (q, k, v))
     q = jnp.pad(q, ((0, 0), (0, blocks * queries - patches), (0, 0)))
 
