@@ -33,7 +33,7 @@ import multipatch_jax as mp
 start = time.perf_counter()
 config, params = mp.from_pretrained(sys.argv[1])
 loaded = time.perf_counter()
-mp.warmup(params, config)
+mp.warmup(params, config=config)
 print(loaded - start, time.perf_counter() - loaded)
 """
 
