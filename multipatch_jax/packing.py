@@ -228,8 +228,10 @@ def pack(
     capacity = sum(sizes)
     num_tokens = capacity if num_tokens is None else num_tokens
     if not _is_traced(num_tokens):
-        if not isinstance(num_tokens, int):  # NumPy's and JAX's integers would each be a program of their own
-            num_tokens = operator.index(num_tokens)
+        try:
+            num_tokens = operator.index(num_tokens)  # NumPy's and JAX's integers would each be a program of their own
+        except TypeError:
+            raise ValueError(f"num_tokens must be an integer or None, got {num_tokens!r}.") from None
         if not 0 <= num_tokens <= capacity:
             raise ValueError(f"num_tokens must be 0 to the {capacity} rows of visual_tokens, got {num_tokens}.")
         if not _is_traced(input_ids):

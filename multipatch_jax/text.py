@@ -196,7 +196,8 @@ def _download(repo_id: str) -> Path:
 
 def _flatten(images: Sequence[Any], places: list[int]) -> list[Any]:
     """All images in order, after a check that their number is that of the places, in each text where one can say."""
-    if isinstance(images, (str, Path)) or getattr(images, "ndim", 4) != 4:
+    one_text = isinstance(images, (str, bytes))  # a path or a file's bytes: sequences too
+    if one_text or not (isinstance(images, Sequence) or getattr(images, "ndim", 0) == 4):  # (N, H, W, 3) is N images
         raise ValueError("images must be a list of images; for a single one, pass [image].")
     images = list(images)
     nested = [isinstance(one, (list, tuple)) for one in images]

@@ -311,8 +311,9 @@ def test_packing_refuses_arrays_that_do_not_fit():
         pack(ids, text, tokens, image_token_id=IMAGE, num_tokens=5)
     with pytest.raises(ValueError, match="num_tokens goes with one padded array"):
         pack(ids, text, [tokens], image_token_id=IMAGE, num_tokens=4)
-    with pytest.raises(TypeError, match="float"):
-        pack(ids, text, tokens, image_token_id=IMAGE, num_tokens=3.5)
+    for wrong in (3.5, np.ones(2, int), "4"):
+        with pytest.raises(ValueError, match="num_tokens must be an integer or None, got"):
+            pack(ids, text, tokens, image_token_id=IMAGE, num_tokens=wrong)
 
 
 def test_inside_jit_a_wrong_count_gives_nan_everywhere():
