@@ -16,7 +16,8 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-A_MACHINES_PATH = re.compile(r"(/home/|/root/|/Users/|/tmp/|/opt/|/usr/|site-packages|file://|[A-Z]:\\)")
+# An absolute path of any machine (not a fraction, a relative path or an address), or a well-known folder anywhere.
+A_MACHINES_PATH = re.compile(r"(?<![\w./])/\w[\w.-]*/|/(home|root|Users|tmp|opt|usr)/|site-packages|file://|[A-Z]:\\")
 
 
 class ThisPython(AsyncKernelManager):
@@ -77,6 +78,14 @@ def test_the_stored_file_is_fit_to_be_read(path):
         assert output.output_type != "error"
         texts += [output.get("text", ""), *(str(v) for k, v in output.get("data", {}).items() if "image" not in k)]
     assert not A_MACHINES_PATH.search("\n".join(texts))
+
+
+@pytest.mark.parametrize("before", ["see ", "'", "\n", "(", "=", ":"])
+def test_a_machines_path_is_seen_and_an_address_is_not(before):
+    for folder in ("home", "content", "mnt"):
+        assert A_MACHINES_PATH.search(f"{before}/{folder}/x.py")
+    assert A_MACHINES_PATH.search(f"{before}D:\\x.py")
+    assert not A_MACHINES_PATH.search(f"{before}https://example.org/a/b, images/s/tile, image/png, photos/a.jpg")
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
