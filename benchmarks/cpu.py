@@ -8,15 +8,12 @@ Prints a table and writes benchmarks/cpu.json.
 
 import argparse
 import dataclasses
-import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -172,11 +169,6 @@ def make_checkpoint(folder: Path) -> None:
     subprocess.run([sys.executable, "-c", code, folder], check=True, cwd=turns.ROOT, env=turns.environment())
 
 
-def versions() -> dict[str, str]:
-    names = "jax jaxlib flax torch transformers onnxruntime openvino numpy".split()
-    return {name: metadata.version(name) for name in names}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
@@ -207,13 +199,8 @@ def report(times: dict[str, list[float]], tokens: list[np.ndarray]) -> None:
         print(f"{system:<34} {seconds:8.2f} {ratio:6.2f} {rate / 1e9:8.0f} {rate / ceiling:10.0%} {error:10.1e}")
     for system, rate in rates.items():
         print(f"{system:<34} {'':>8} {'':>6} {rate / 1e9:8.0f}")
-    record = {
-        "seconds": times,
-        "versions": versions(),
-        "python": platform.python_version(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-    }
-    (turns.ROOT / "benchmarks" / "cpu.json").write_text(json.dumps(record, indent=1) + "\n")
+    packages = "jax jaxlib flax torch transformers onnxruntime openvino numpy".split()
+    turns.write_record("cpu", packages, seconds=times)
 
 
 if __name__ == "__main__":

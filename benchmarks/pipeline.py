@@ -9,15 +9,11 @@ writes benchmarks/pipeline.json.
 
 import argparse
 import dataclasses
-import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +101,7 @@ def main() -> None:
 
     imports = {name: [importing(code) for _ in range(STARTS)] for name, code in IMPORTS.items()}
     for name, seconds in imports.items():
-        print(f"import {name:<34} {statistics.median(seconds):6.2f} s")
+        print(f"import {name:<27} {statistics.median(seconds):6.2f} s", flush=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_checkpoint(folder)
@@ -118,17 +114,8 @@ def main() -> None:
     for system in SYSTEMS:
         share = turns.ratio(times, system, "transformers, sdpa")
         print(f"{system:<34} {statistics.median(times[system]):6.2f} s   {share:5.2f} of the reference")
-    record = {
-        "seconds": times,
-        "imports": imports,
-        "getting ready (load, compile)": ready,
-        "versions": {
-            name: metadata.version(name) for name in "jax jaxlib flax torch transformers numpy pillow".split()
-        },
-        "python": platform.python_version(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-    }
-    (turns.ROOT / "benchmarks" / "pipeline.json").write_text(json.dumps(record, indent=1) + "\n")
+    packages = "jax jaxlib flax torch transformers numpy pillow".split()
+    turns.write_record("pipeline", packages, seconds=times, imports=imports, ready=ready)
 
 
 if __name__ == "__main__":

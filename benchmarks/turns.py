@@ -1,12 +1,16 @@
 """Timing systems fairly on a shared machine: a process each, one turn after the other, medians and ratios."""
 
+import json
 import os
+import platform
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
 Systems = Mapping[str, Callable[[Path], Callable[[], object]]]
@@ -55,3 +59,13 @@ def take_turns(module: str, names: Iterable[str], folder: Path, rounds: int) -> 
 def ratio(times: Mapping[str, list[float]], name: str, other: str) -> float:
     """Median over the rounds of a system's seconds by another's in the same round."""
     return statistics.median(a / b for a, b in zip(times[name], times[other], strict=True))
+
+
+def write_record(name: str, packages: Iterable[str], **measured: Any) -> None:
+    """benchmarks/NAME.json: what was measured, with the versions and the machine that it was measured on."""
+    record = measured | {
+        "versions": {package: metadata.version(package) for package in packages},
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+    }
+    (ROOT / "benchmarks" / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")

@@ -14,8 +14,9 @@ def matmul(x: Float[Array, "M K"], w: Float[Array, "K N"], precision: str | None
     """x @ w, summed and returned in float32 whatever the inputs.
 
     With float32 inputs at precision "highest", sums of more than BLOCK terms are made block by block: one accumulator
-    over K terms, which is what XLA gives on a CPU, drifts with sqrt(K). Over a whole tower that is 2.2 times the
-    distance from float64 of the reference, whose library blocks K; blocks of 256 bring it to 1.1.
+    over K terms, which is what XLA gives on a CPU, drifts with sqrt(K). Over a whole tower that is 2.2 to 2.4 times the
+    distance from float64 of the reference, whose library blocks K; blocks of 256 bring it to 1.1
+    (`python -m benchmarks.float32`).
     """
     k = x.shape[1]
     if x.dtype != jnp.float32 or precision != "highest" or k <= BLOCK:
