@@ -143,7 +143,7 @@ class ModelConfig:
       model_type: "idefics3" or "smolvlm", as in config.json.
       embedding_size: width of the vectors of a ColIdefics3 retriever, None for a model that generates text.
       dtype: computation dtype by name; None computes in the dtype of the params.
-      attention: "plain", "blocked" (CPU), or "auto" for what suits the backend.
+      attention: "plain", "blocked" (CPU), "pallas_tpu", "cudnn" (16 bits on CUDA), or "auto" for what suits the backend.
       precision: matmul precision of float32 computation; lower dtypes have but one.
     """
 
@@ -160,7 +160,7 @@ class ModelConfig:
 
     def __post_init__(self):
         _require_choice(self, "dtype", (None, *DTYPES))
-        _require_choice(self, "attention", ("auto", "plain", "blocked"))
+        _require_choice(self, "attention", ("auto", "plain", "blocked", "pallas_tpu", "cudnn"))
         _require_choice(self, "precision", ("default", "high", "highest"))
         _require_choice(self, "model_type", ("idefics3", "smolvlm"))
         if self.embedding_size is not None:

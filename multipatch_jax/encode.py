@@ -40,7 +40,7 @@ def resolve(config: ModelConfig, params: Params, parts: tuple[str, ...] = ("visi
     return dataclasses.replace(
         config,
         dtype=dtype,
-        attention=resolve_implementation(config.attention, jax.default_backend()),
+        attention=resolve_implementation(config.attention, dtype),
         precision=config.precision if dtype == "float32" else "default",
     )
 

@@ -87,7 +87,7 @@ class Attention(nn.Module):
         dense = functools.partial(_dense, self.config, vision.hidden_size)
         heads = (x.shape[0], vision.num_attention_heads, vision.head_dim)
         q, k, v = (dense(name)(x).reshape(heads) for name in ("q_proj", "k_proj", "v_proj"))
-        implementation = resolve_implementation(self.config.attention, jax.default_backend())
+        implementation = resolve_implementation(self.config.attention, self.config.dtype)
         x = attention(q, k, v, mask=mask, implementation=implementation, precision=self.config.precision)
         return dense("out_proj")(x.reshape(len(x), -1))
 
