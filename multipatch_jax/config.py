@@ -143,7 +143,7 @@ class ModelConfig:
       model_type: "idefics3" or "smolvlm", as in config.json.
       embedding_size: width of the vectors of a ColIdefics3 retriever, None for a model that generates text.
       dtype: computation dtype by name; None computes in the dtype of the params.
-      attention: "plain", "blocked" (CPU), "pallas_tpu", "cudnn" (16 bits on CUDA), or "auto" for what suits the backend.
+      attention: "plain", "blocked" (CPU), "pallas_tpu", "cudnn" (CUDA, 16 bits), or "auto" for what suits the backend.
       precision: matmul precision of float32 computation; lower dtypes have but one.
     """
 

@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, UInt8
 
 from multipatch_jax import weights
@@ -54,30 +56,85 @@ def tiles_in_flight(batch_size: int | None) -> int:
     return batch_size
 
 
+def mesh_of(params: Params) -> Mesh | None:
+    """The mesh that params are laid out on, if it has several devices: tiles are then shared out over all of them.
+
+    Raises:
+      ValueError: a mesh with devices of other hosts, which cannot be fed from here.
+    """
+    sharding = None
+    if isinstance(leaf := jax.tree.leaves(params)[0], jax.Array) and not isinstance(leaf, Tracer):
+        sharding = leaf.sharding
+    mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
+    if not isinstance(mesh, Mesh) or mesh.size == 1:
+        return None
+    if any(device.process_index != jax.process_index() for device in mesh.devices.flat):
+        raise ValueError(
+            "Every host encodes images of its own, so the mesh of the params must be one of jax.local_devices(), got "
+            f"{mesh.size} devices of several hosts."
+        )
+    return mesh
+
+
+def on_each_device(function: Callable[..., Any], mesh: Mesh | None, *sharded: bool) -> Callable[..., Any]:
+    """`function` run by every device of a mesh on its own share, with no word between them; itself without a mesh.
+
+    Args:
+      sharded: of each argument, whether it is shared out by its first axis (as results are) or everywhere the same.
+    """
+    if mesh is None:
+        return function
+    share = PartitionSpec(mesh.axis_names)
+    specs = tuple(share if of_tiles else PartitionSpec() for of_tiles in sharded)
+    return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=share, check_vma=False)
+
+
+def _pad_to_multiple(arrays: Any, of: int) -> Any:
+    """The leading axis filled up with copies of its first entry."""
+    padding = -len(jax.tree.leaves(arrays)[0]) % of
+    if not padding:
+        return arrays
+    return jax.tree.map(lambda x: jnp.concatenate([x, x[:1].repeat(padding, axis=0)]), arrays)
+
+
 def _map_tiles(function: Callable[[Any], Any], arrays: Any, batch_size: int) -> Array:
     """`function` over the leading axis of `arrays`, `batch_size` at a time by vmap, the batches one after another."""
     num_tiles = len(jax.tree.leaves(arrays)[0])
     batch_size = min(batch_size, num_tiles)
-    padding = -num_tiles % batch_size  # a remainder would be a second copy of the whole program
-    if padding:
-        arrays = jax.tree.map(lambda x: jnp.concatenate([x, x[:1].repeat(padding, axis=0)]), arrays)
+    arrays = _pad_to_multiple(arrays, batch_size)  # a remainder would be a second copy of the whole program
     mapped = jax.lax.map(function, arrays, batch_size=batch_size if batch_size > 1 else None)
     return mapped[:num_tiles]
 
 
-def trace_encode(params: Params, tiles: UInt8[Array, "N M M 3"], config: ModelConfig, batch_size: int) -> Array:
-    """The traced heart of all: normalise -> tower -> pixel unshuffle -> projection, mapped over tiles."""
+def trace_encode(
+    params: Params, tiles: UInt8[Array, "N M M 3"], config: ModelConfig, batch_size: int, mesh: Mesh | None = None
+) -> Array:
+    """The traced heart of all: normalise -> tower -> pixel unshuffle -> projection, mapped over tiles.
+
+    On a mesh the tiles are shared out first and mapped over by each device: the other way round, every device would be
+    sent all of them.
+    """
     module = MultiPatchVisionProcessor(config)
 
-    def encode_tile(tile):
-        return module.apply({"params": params}, normalize(tile).astype(config.dtype))
+    def encode(params, tiles):
+        def encode_tile(tile):
+            return module.apply({"params": params}, normalize(tile).astype(config.dtype))
 
-    return _map_tiles(encode_tile, tiles, batch_size)
+        return _map_tiles(encode_tile, tiles, batch_size)
+
+    shared_out = _pad_to_multiple(tiles, mesh.size) if mesh else tiles
+    return on_each_device(encode, mesh, False, True)(params, shared_out)[: len(tiles)]
 
 
 def model_params(params: Params) -> Params:
     """What the tower and connector need; a language model carried beside them stays out of the program."""
-    return {"vision_model": params["vision_model"], "connector": params["connector"]}
+    params = {"vision_model": params["vision_model"], "connector": params["connector"]}
+    mesh = mesh_of(params)
+    if mesh is None or AxisType.Explicit not in mesh.axis_types:
+        return params
+    # Of Explicit axes, `jax.make_mesh`'s default, every step of a program would have to say how its result is laid out.
+    automatic = Mesh(mesh.devices, mesh.axis_names)
+    return jax.tree.map(lambda x: jax.device_put(x, NamedSharding(automatic, x.sharding.spec)), params)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -119,9 +176,9 @@ def vision_features(
     return _vision_features(params["vision_model"], pixel_values, pixel_attention_mask, config=config)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "batch_size"))
-def _encode_tiles(params, tiles, *, config, batch_size):
-    return trace_encode(params, tiles, config, batch_size)
+@functools.partial(jax.jit, static_argnames=("config", "batch_size", "mesh"))
+def _encode_tiles(params, tiles, *, config, batch_size, mesh):
+    return trace_encode(params, tiles, config, batch_size, mesh)
 
 
 def encode_tiles(
@@ -134,36 +191,36 @@ def encode_tiles(
     """Visual tokens of tiles, as `tile_image` or `tile_image_host` make them.
 
     Args:
-      params: with "vision_model" and "connector".
+      params: with "vision_model" and "connector"; laid out on a mesh, its devices share the tiles out.
       tiles: uint8, M = config.tiling.tile_size.
-      batch_size: tiles in flight; None is 1 on a CPU and 8 elsewhere.
+      batch_size: tiles in flight on a device; None is 1 on a CPU and 8 elsewhere.
 
     Returns:
       (N, tokens_per_tile, D_text).
     """
     side = config.tiling.tile_size
     _check_array("tiles", tiles, ("N", side, side, 3), np.uint8)
-    config = resolve(config, params)
-    return _encode_tiles(model_params(params), tiles, config=config, batch_size=tiles_in_flight(batch_size))
+    config, params = resolve(config, params), model_params(params)
+    return _encode_tiles(params, tiles, config=config, batch_size=tiles_in_flight(batch_size), mesh=mesh_of(params))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@functools.partial(jax.jit, static_argnames=("config", "batch_size", "resampling"))
-def _encode_pixels(params, images, *, config, batch_size, resampling):
+@functools.partial(jax.jit, static_argnames=("config", "batch_size", "mesh", "resampling"))
+def _encode_pixels(params, images, *, config, batch_size, mesh, resampling):
     """(B, H, W, 3) of exact static shape -> (B, N * T, D): the whole pipeline in one program."""
     tile = functools.partial(tile_image, tiling=config.tiling, implementation=resampling)
     tiles = jax.vmap(tile)(images)
-    tokens = trace_encode(params, tiles.reshape(-1, *tiles.shape[2:]), config, batch_size)
+    tokens = trace_encode(params, tiles.reshape(-1, *tiles.shape[2:]), config, batch_size, mesh)
     return tokens.reshape(len(images), -1, tokens.shape[-1])
 
 
-@functools.partial(jax.jit, static_argnames=("num_tiles", "config", "batch_size", "resampling"))
-def _encode_padded(params, padded, filters, *, num_tiles, config, batch_size, resampling):
+@functools.partial(jax.jit, static_argnames=("num_tiles", "config", "batch_size", "mesh", "resampling"))
+def _encode_padded(params, padded, filters, *, num_tiles, config, batch_size, mesh, resampling):
     """The same for an image in its bucket, sizes and filters being data: one program per (bucket, num_tiles)."""
     tiles = tile_padded(padded, filters, num_tiles=num_tiles, tiling=config.tiling, implementation=resampling)
-    return trace_encode(params, tiles, config, batch_size)
+    return trace_encode(params, tiles, config, batch_size, mesh)
 
 
 def encode_image(
@@ -194,8 +251,8 @@ def encode_image(
             raise ValueError(f"Expected a batch of at least one image, got an array of shape {image.shape}.")
         image = np.stack([load_image(one) for one in image]) if is_batch else load_image(image)
     resolved = resolve(config, params)
-    static = {"config": resolved, "batch_size": tiles_in_flight(batch_size)}
     params = model_params(params)
+    static = {"config": resolved, "batch_size": tiles_in_flight(batch_size), "mesh": mesh_of(params)}
     if isinstance(image, jax.Array):
         batch = image if is_batch else image[None]
         tokens = _encode_pixels(params, batch, resampling=default_implementation(), **static)

@@ -2,20 +2,25 @@
 
 One program per bucket of image sizes puts an image's tiles into the buffer, one puts tiles made on the host there, and
 two encode: a chunk from its front, and a smaller one that ends the stream. Images need not align with chunks.
+
+On a mesh every device has a buffer of its own: an image goes to the device with the least to do, which makes its tiles
+while others make those of other images, and all encode their chunks in one program.
 """
 
 import collections
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import UInt8
 
 from multipatch_jax.config import ModelConfig
-from multipatch_jax.encode import Params, trace_encode
+from multipatch_jax.encode import Params, mesh_of, on_each_device, trace_encode
 from multipatch_jax.preprocess import BUCKETS, MAX_GRID, ImageFilters, fits_device, image_filters, tile_padded
 from multipatch_jax.resample import default_implementation
 from multipatch_jax.tiling import plan_tiles
@@ -41,26 +46,52 @@ class StreamStats:
         return self.padding / max(self.encoded + self.padding, 1)
 
 
-@functools.partial(jax.jit, static_argnames=("size", "tile_size"))
-def _new_buffer(*, size, tile_size):
-    return jnp.zeros((size, tile_size, tile_size, 3), jnp.uint8)
+def _sharding(mesh: Mesh | None) -> NamedSharding | None:
+    """Of what every device has a share of."""
+    return None if mesh is None else NamedSharding(mesh, PartitionSpec(mesh.axis_names))
 
 
-@functools.partial(jax.jit, static_argnames=("config", "resampling"), donate_argnames=("buffer",))
-def _append_image(buffer, offset, padded, filters, *, config, resampling):
-    tiles = tile_padded(padded, filters, num_tiles=CAPACITY, tiling=config.tiling, implementation=resampling)
-    return jax.lax.dynamic_update_slice(buffer, tiles, (offset, 0, 0, 0))
+@functools.partial(jax.jit, static_argnames=("size", "tile_size", "mesh"))
+def _new_buffer(*, size, tile_size, mesh):
+    zeros = functools.partial(jnp.zeros, (size, tile_size, tile_size, 3), jnp.uint8)
+    return on_each_device(zeros, mesh)()
 
 
-@functools.partial(jax.jit, donate_argnames=("buffer",))
-def _append_tiles(buffer, offset, tiles):
-    return jax.lax.dynamic_update_slice(buffer, tiles, (offset, 0, 0, 0))
+def _append(make_tiles, source, buffer, device, offset, mesh):
+    """The buffer of one device with the tiles that `make_tiles` makes of its share of `source`; others have no work."""
+
+    def on_device(source, buffer, device, offset):
+        def append(buffer):
+            return jax.lax.dynamic_update_slice(buffer, make_tiles(source), (offset, 0, 0, 0))
+
+        if mesh is None:
+            return append(buffer)
+        return jax.lax.cond(jax.lax.axis_index(mesh.axis_names) == device, append, lambda buffer: buffer, buffer)
+
+    return on_each_device(on_device, mesh, True, True, False, False)(source, buffer, device, offset)
 
 
-@functools.partial(jax.jit, static_argnames=("size", "config", "batch_size"), donate_argnames=("buffer",))
-def _encode_chunk(params, buffer, *, size, config, batch_size):
-    """Tokens of the first `size` tiles, and the buffer without them."""
-    return trace_encode(params, buffer[:size], config, batch_size), jnp.roll(buffer, -size, axis=0)
+@functools.partial(jax.jit, static_argnames=("config", "resampling", "mesh"), donate_argnames=("buffer",))
+def _append_image(padded, buffer, device, offset, *, filters, config, resampling, mesh):
+    def make_tiles(padded):
+        return tile_padded(padded, filters, num_tiles=CAPACITY, tiling=config.tiling, implementation=resampling)
+
+    return _append(make_tiles, padded, buffer, device, offset, mesh)
+
+
+@functools.partial(jax.jit, static_argnames=("mesh",), donate_argnames=("buffer",))
+def _append_tiles(tiles, buffer, device, offset, *, mesh):
+    return _append(lambda tiles: tiles, tiles, buffer, device, offset, mesh)
+
+
+@functools.partial(jax.jit, static_argnames=("size", "config", "batch_size", "mesh"), donate_argnames=("buffer",))
+def _encode_chunk(params, buffer, *, size, config, batch_size, mesh):
+    """Tokens of the first `size` tiles of every device, and the buffers without them."""
+
+    def encode(params, buffer):
+        return trace_encode(params, buffer[:size], config, batch_size), jnp.roll(buffer, -size, axis=0)
+
+    return on_each_device(encode, mesh, False, True)(params, buffer)
 
 
 class TileQueue:
@@ -73,18 +104,21 @@ class TileQueue:
     def __init__(self, params: Params, config: ModelConfig, batch_size: int, stats: StreamStats):
         self._params, self._config, self._batch_size, self._stats = params, config, batch_size, stats
         self._chunk = CHUNK * batch_size
-        # Before anything is appended there is less than a chunk in the buffer.
-        self._buffer = _new_buffer(size=self._chunk - 1 + CAPACITY, tile_size=config.tiling.tile_size)
-        self._waiting: collections.deque[Deliver] = collections.deque()  # one for each tile in the buffer
-        self._running: collections.deque[tuple[jax.Array, list[Deliver]]] = collections.deque()
+        self._mesh = mesh_of(params)
+        self._idle: dict[tuple[int, ...], list[jax.Array]] = {}  # what devices are sent that have nothing to append
+        # Before anything is appended to a device's buffer there is less than a chunk in it.
+        size, side = self._chunk - 1 + CAPACITY, config.tiling.tile_size
+        self._buffer = _new_buffer(size=size, tile_size=side, mesh=self._mesh)
+        # One function for each tile in the buffer of each device.
+        self._waiting = [collections.deque[Deliver]() for _ in range(self._mesh.size if self._mesh else 1)]
+        self._running: collections.deque[tuple[jax.Array, list[list[Deliver]]]] = collections.deque()
 
     def append_image(
         self, padded: UInt8[np.ndarray, "H W 3"], filters: ImageFilters, deliver: Sequence[Deliver]
     ) -> None:
         """The tiles of an image in its bucket, made on the device."""
-        offset, resampling = np.int32(len(self._waiting)), default_implementation()
-        self._buffer = _append_image(self._buffer, offset, padded, filters, config=self._config, resampling=resampling)
-        self._appended(deliver)
+        static = {"config": self._config, "resampling": default_implementation()}
+        self._append(functools.partial(_append_image, filters=filters, **static), padded, deliver)
 
     def append_tiles(self, tiles: UInt8[np.ndarray, "N M M 3"], deliver: Sequence[Deliver]) -> None:
         """Tiles made on the host, any number."""
@@ -92,50 +126,75 @@ class TileQueue:
             piece = tiles[start : start + CAPACITY]
             padded = np.zeros((CAPACITY, *tiles.shape[1:]), np.uint8)
             padded[: len(piece)] = piece
-            self._buffer = _append_tiles(self._buffer, np.int32(len(self._waiting)), padded)
-            self._appended(deliver[start : start + CAPACITY])
+            self._append(_append_tiles, padded, deliver[start : start + CAPACITY])
 
     def flush(self) -> None:
         """Encodes and delivers all that is left."""
-        while self._waiting:
+        while any(self._waiting):
             self._encode(self._batch_size)
         while self._running:
             self._deliver()
 
-    def _appended(self, deliver: Sequence[Deliver]) -> None:
-        self._waiting += deliver
-        while len(self._waiting) >= self._chunk:
+    def _append(self, program: Callable[..., jax.Array], source: np.ndarray, deliver: Sequence[Deliver]) -> None:
+        device = min(range(len(self._waiting)), key=lambda i: len(self._waiting[i]))
+        offset = np.int32(len(self._waiting[device]))
+        self._buffer = program(self._send(source, device), self._buffer, np.int32(device), offset, mesh=self._mesh)
+        self._waiting[device] += deliver
+        while min(map(len, self._waiting)) >= self._chunk:
             self._encode(self._chunk)
+
+    def _send(self, source: np.ndarray, device: int) -> Any:
+        """An array of a share for every device: `source` for one, what lies there already for the others."""
+        sharding = _sharding(self._mesh)
+        if sharding is None or self._mesh is None:
+            return source
+        devices = list(self._mesh.devices.flat)
+        if source.shape not in self._idle:
+            self._idle[source.shape] = [jax.device_put(np.zeros_like(source), one) for one in devices]
+        shares = list(self._idle[source.shape])
+        shares[device] = jax.device_put(source, devices[device])
+        shape = (len(devices) * len(source), *source.shape[1:])
+        return jax.make_array_from_single_device_arrays(shape, sharding, shares)
 
     def _encode(self, size: int) -> None:
         tokens, self._buffer = _encode_chunk(
-            self._params, self._buffer, size=size, config=self._config, batch_size=self._batch_size
+            self._params, self._buffer, size=size, config=self._config, batch_size=self._batch_size, mesh=self._mesh
         )
-        deliver = [self._waiting.popleft() for _ in range(min(size, len(self._waiting)))]
+        deliver = [[waiting.popleft() for _ in range(min(size, len(waiting)))] for waiting in self._waiting]
         self._running.append((tokens, deliver))
-        self._stats.encoded += len(deliver)
-        self._stats.padding += size - len(deliver)
-        if len(self._running) > 1:  # the device has the new chunk to work on: time to cut the old one apart
+        encoded = sum(map(len, deliver))
+        self._stats.encoded += encoded
+        self._stats.padding += len(tokens) - encoded
+        if len(self._running) > 1:  # the devices have the new chunk to work on: time to cut the old one apart
             self._deliver()
 
     def _deliver(self) -> None:
         tokens, deliver = self._running.popleft()
-        for take, row in zip(deliver, np.asarray(tokens), strict=False):
-            take(row)
+        shares = np.split(np.asarray(tokens), len(deliver))
+        for share, functions in zip(shares, deliver, strict=True):
+            for take, row in zip(functions, share, strict=False):
+                take(row)
 
 
 def compile_programs(params: Params, config: ModelConfig, batch_size: int, on_device: bool) -> None:
     """Compiles all that a `TileQueue` of these settings will run; executes nothing."""
+    mesh = mesh_of(params)
+    sharding, devices = _sharding(mesh), mesh.size if mesh else 1
+
+    def shares(*shape):  # NumPy's where there is one device: what is sent there has no place yet
+        shape = (devices * shape[0], *shape[1:])
+        return jax.ShapeDtypeStruct(shape, np.uint8, sharding=sharding) if mesh else np.empty(shape, np.uint8)
+
     size, side = CHUNK * batch_size - 1 + CAPACITY, config.tiling.tile_size
-    _new_buffer.lower(size=size, tile_size=side).compile()
-    buffer = jax.ShapeDtypeStruct((size, side, side, 3), np.uint8)
-    _append_tiles.lower(buffer, np.int32(0), np.empty((CAPACITY, side, side, 3), np.uint8)).compile()
+    _new_buffer.lower(size=size, tile_size=side, mesh=mesh).compile()
+    buffer = jax.ShapeDtypeStruct((devices * size, side, side, 3), np.uint8, sharding=sharding)
+    to = (buffer, np.int32(0), np.int32(0))
+    _append_tiles.lower(shares(CAPACITY, side, side, 3), *to, mesh=mesh).compile()
     for chunk in {CHUNK * batch_size, batch_size}:
-        _encode_chunk.lower(params, buffer, size=chunk, config=config, batch_size=batch_size).compile()
+        _encode_chunk.lower(params, buffer, size=chunk, config=config, batch_size=batch_size, mesh=mesh).compile()
     for bucket in BUCKETS if on_device else ():
         plan = plan_tiles(bucket, bucket, config.tiling)
         if fits_device(plan, config.tiling):
-            padded = np.empty((bucket, bucket, 3), np.uint8)
             filters = image_filters(plan, config.tiling, (bucket, bucket))
-            static = {"config": config, "resampling": default_implementation()}
-            _append_image.lower(buffer, np.int32(0), padded, filters, **static).compile()
+            static = {"config": config, "resampling": default_implementation(), "mesh": mesh}
+            _append_image.lower(shares(bucket, bucket, 3), *to, filters=filters, **static).compile()

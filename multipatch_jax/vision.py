@@ -6,7 +6,6 @@ Every module takes the whole `ModelConfig`; the functions of `encode` resolve it
 
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
