@@ -98,9 +98,10 @@ def _pad_to_multiple(arrays: Any, of: int) -> Any:
 
 
 def _map_tiles(function: Callable[[Any], Any], arrays: Any, batch_size: int) -> Array:
-    """`function` over the leading axis of `arrays`, `batch_size` at a time by vmap, the batches one after another."""
+    """`function` over the leading axis of `arrays`, up to `batch_size` at a time by vmap, one batch after another."""
     num_tiles = len(jax.tree.leaves(arrays)[0])
-    batch_size = min(batch_size, num_tiles)
+    batches = -(-num_tiles // batch_size)
+    batch_size = -(-num_tiles // batches)  # 17 tiles, 8 in flight, are three batches of 6 rather than of 8
     arrays = _pad_to_multiple(arrays, batch_size)  # a remainder would be a second copy of the whole program
     mapped = jax.lax.map(function, arrays, batch_size=batch_size if batch_size > 1 else None)
     return mapped[:num_tiles]
@@ -193,7 +194,7 @@ def encode_tiles(
     Args:
       params: with "vision_model" and "connector"; laid out on a mesh, its devices share the tiles out.
       tiles: uint8, M = config.tiling.tile_size.
-      batch_size: tiles in flight on a device; None is 1 on a CPU and 8 elsewhere.
+      batch_size: most tiles in flight on a device; None is 1 on a CPU and 8 elsewhere.
 
     Returns:
       (N, tokens_per_tile, D_text).

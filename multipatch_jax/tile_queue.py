@@ -46,9 +46,9 @@ class StreamStats:
         return self.padding / max(self.encoded + self.padding, 1)
 
 
-def _sharding(mesh: Mesh | None) -> NamedSharding | None:
+def _sharding(mesh: Mesh) -> NamedSharding:
     """Of what every device has a share of."""
-    return None if mesh is None else NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
 
 
 @functools.partial(jax.jit, static_argnames=("size", "tile_size", "mesh"))
@@ -57,31 +57,30 @@ def _new_buffer(*, size, tile_size, mesh):
     return on_each_device(zeros, mesh)()
 
 
-def _append(make_tiles, source, buffer, device, offset, mesh):
+def _append(make_tiles, source, buffer, device, offset, filters, mesh):
     """The buffer of one device with the tiles that `make_tiles` makes of its share of `source`; others have no work."""
 
-    def on_device(source, buffer, device, offset):
+    def on_device(source, buffer, device, offset, filters):
         def append(buffer):
-            return jax.lax.dynamic_update_slice(buffer, make_tiles(source), (offset, 0, 0, 0))
+            return jax.lax.dynamic_update_slice(buffer, make_tiles(source, filters), (offset, 0, 0, 0))
 
         if mesh is None:
             return append(buffer)
         return jax.lax.cond(jax.lax.axis_index(mesh.axis_names) == device, append, lambda buffer: buffer, buffer)
 
-    return on_each_device(on_device, mesh, True, True, False, False)(source, buffer, device, offset)
+    shared_out = (True, True, False, False, False)
+    return on_each_device(on_device, mesh, *shared_out)(source, buffer, device, offset, filters)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "resampling", "mesh"), donate_argnames=("buffer",))
 def _append_image(padded, buffer, device, offset, *, filters, config, resampling, mesh):
-    def make_tiles(padded):
-        return tile_padded(padded, filters, num_tiles=CAPACITY, tiling=config.tiling, implementation=resampling)
-
-    return _append(make_tiles, padded, buffer, device, offset, mesh)
+    static = {"num_tiles": CAPACITY, "tiling": config.tiling, "implementation": resampling}
+    return _append(functools.partial(tile_padded, **static), padded, buffer, device, offset, filters, mesh)
 
 
 @functools.partial(jax.jit, static_argnames=("mesh",), donate_argnames=("buffer",))
 def _append_tiles(tiles, buffer, device, offset, *, mesh):
-    return _append(lambda tiles: tiles, tiles, buffer, device, offset, mesh)
+    return _append(lambda tiles, _: tiles, tiles, buffer, device, offset, None, mesh)
 
 
 @functools.partial(jax.jit, static_argnames=("size", "config", "batch_size", "mesh"), donate_argnames=("buffer",))
@@ -145,8 +144,7 @@ class TileQueue:
 
     def _send(self, source: np.ndarray, device: int) -> Any:
         """An array of a share for every device: `source` for one, what lies there already for the others."""
-        sharding = _sharding(self._mesh)
-        if sharding is None or self._mesh is None:
+        if self._mesh is None:
             return source
         devices = list(self._mesh.devices.flat)
         if source.shape not in self._idle:
@@ -154,7 +152,7 @@ class TileQueue:
         shares = list(self._idle[source.shape])
         shares[device] = jax.device_put(source, devices[device])
         shape = (len(devices) * len(source), *source.shape[1:])
-        return jax.make_array_from_single_device_arrays(shape, sharding, shares)
+        return jax.make_array_from_single_device_arrays(shape, _sharding(self._mesh), shares)
 
     def _encode(self, size: int) -> None:
         tokens, self._buffer = _encode_chunk(
@@ -179,7 +177,7 @@ class TileQueue:
 def compile_programs(params: Params, config: ModelConfig, batch_size: int, on_device: bool) -> None:
     """Compiles all that a `TileQueue` of these settings will run; executes nothing."""
     mesh = mesh_of(params)
-    sharding, devices = _sharding(mesh), mesh.size if mesh else 1
+    sharding, devices = (_sharding(mesh), mesh.size) if mesh else (None, 1)
 
     def shares(*shape):  # NumPy's where there is one device: what is sent there has no place yet
         shape = (devices * shape[0], *shape[1:])

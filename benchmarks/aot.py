@@ -1,0 +1,217 @@
+"""The programs as compiled for TPU v5e and v6e and, where its wheels are installed, an H100: none of them is needed.
+
+    pip install -e ".[aot]"         (Linux; for the H100 also jax-cuda12-plugin jax-cuda12-pjrt nvidia-cuda-nvcc-cu12
+                                     nvidia-cudnn-cu12)
+    python -m benchmarks.aot        a table of everything, in some minutes
+    python -m benchmarks.aot --short        two layers for a v5e, in half a minute: does it still compile?
+
+Printed is what XLA says of each program. Bytes are an upper bound of the traffic with memory, as buffers that stay on
+the chip are counted too; those of our attention kernel are its blocks times its grid. Nobody has run these programs.
+"""
+
+import argparse
+import dataclasses
+import functools
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from unittest import mock
+
+from benchmarks import chips  # isort: skip  (before JAX)
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+import multipatch_jax as mp
+from multipatch_jax import tile_queue, vision
+from multipatch_jax.attention import resolve_implementation
+from multipatch_jax.config import ModelConfig
+from multipatch_jax.encode import _encode_padded, _encode_tiles
+from multipatch_jax.preprocess import bucket_of, image_filters
+from multipatch_jax.tiling import plan_tiles
+
+TILES = 17
+TOWERS = {"SigLIP base": mp.SMOLVLM_256M, "So400m": mp.PRESETS["SmolVLM-Instruct"]}
+COLLECTIVES = r"(?:all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
+
+
+def bfloat16(config: ModelConfig, platform: str, **changes) -> ModelConfig:
+    attention = resolve_implementation(config.attention, "bfloat16", platform)
+    changes = {"dtype": "bfloat16", "precision": "default", "attention": attention} | changes
+    return dataclasses.replace(config, **changes)
+
+
+class Layers(nn.Module):
+    """Layers one after another, not scanned: XLA counts a loop's body once."""
+
+    config: ModelConfig
+    count: int
+
+    @nn.compact
+    def __call__(self, x):
+        for i in range(self.count):
+            x, _ = vision.EncoderLayer(self.config, name=f"layer{i}")(x)
+        return x
+
+
+def a_layer(chip: chips.Chip, config: ModelConfig) -> str:
+    """One layer for 17 tiles: what a second one adds to the first."""
+    mesh, found = chip.mesh(), []
+    side, width = config.vision.patches_per_side, config.vision.hidden_size
+    for count in (1, 2):
+        module = Layers(config, count)
+        x = jax.ShapeDtypeStruct((TILES, side**2, width), jnp.bfloat16)
+        params = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros(x.shape[1:], x.dtype))
+        params = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, jnp.bfloat16), params)
+        program = jax.jit(lambda params, x, module=module: jax.vmap(lambda one: module.apply(params, one))(x))
+        compiled = program.lower(*chips.on(mesh, (params, x))).compile()
+        cost = compiled.cost_analysis()
+        found.append((cost["flops"], cost["bytes accessed"], compiled.memory_analysis().temp_size_in_bytes))
+    flops, moved = (two - one for one, two in zip(found[0][:2], found[1][:2], strict=True))
+    true = TILES * chips.layer_flops(config)
+    return (
+        f"{flops / true:6.3f} {moved / 1e6:7.0f} MB {moved / chip.bandwidth * 1e3:7.2f} ms "
+        f"{true / chip.flops * 1e3:7.2f} ms {found[1][2] / 1e6:6.0f} MB"
+    )
+
+
+def flash(q, k, v, **_):
+    """JAX's own flash kernel, with the blocks that were the fastest of those tried."""
+    from jax.experimental.pallas.ops.tpu.flash_attention import BlockSizes, flash_attention
+
+    sizes = BlockSizes(block_q=512, block_k_major=1024, block_k=512, block_b=1)
+    q, k, v = (x.transpose(1, 0, 2)[None] for x in (q, k, v))
+    return flash_attention(q, k, v, sm_scale=q.shape[-1] ** -0.5, block_sizes=sizes)[0].transpose(1, 0, 2)
+
+
+def splash(q, k, v, **_):
+    """JAX's own splash kernel."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
+
+    q, k, v = (x.transpose(1, 0, 2) for x in (q * q.shape[-1] ** -0.5, k, v))
+    mask = splash_attention_mask.MultiHeadMask([splash_attention_mask.FullMask((q.shape[1],) * 2)] * len(q))
+    kernel = splash_attention_kernel.make_splash_mha(mask, head_shards=1, q_seq_shards=1)
+    return kernel(q, k, v).transpose(1, 0, 2)
+
+
+def layers(chip: chips.Chip) -> Iterator[str]:
+    """The table of a layer."""
+    yield f"{'one layer, 17 tiles, bfloat16':<34} {'flops':>6} {'bytes':>10} {'memory':>10} {'matmuls':>10} {'temp':>9}"
+    for tower, config in TOWERS.items():
+        for implementation in ("pallas_tpu", "plain"):
+            line = a_layer(chip, bfloat16(config, "tpu", attention=implementation))
+            yield f"{f'{chip.name}, {tower}, {implementation}':<34} {line}"
+    for library in (flash, splash):
+        with mock.patch.object(vision, "attention", library):
+            line = a_layer(chip, bfloat16(mp.SMOLVLM_256M, "tpu"))
+        # XLA knows of a kernel what its author says, and these say less than the blocks that they move.
+        yield f"{f'{chip.name}, SigLIP base, JAX {library.__name__}':<34} {line}"
+
+
+def compiled(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, str]:
+    start = time.perf_counter()
+    program = lowered.compile()
+    seconds, memory = time.perf_counter() - start, program.memory_analysis()
+    held = memory.argument_size_in_bytes / 1e6
+    return (
+        program,
+        f"{memory.temp_size_in_bytes / 1e6:5.0f} MB temp, {held:5.0f} MB arguments, {seconds:4.1f} s to compile",
+    )
+
+
+def check_program(name: str, text: str, config: ModelConfig) -> str:
+    """What attention became, and whether any buffer holds a tile's scores."""
+    kernel = {"pallas_tpu": "tpu_custom_call", "cudnn": "__cudnn$fmhaSoftmax"}[config.attention]
+    if kernel not in text:
+        raise RuntimeError(f"{name}: expected the kernel {kernel} in the program, found none.")
+    patches = config.vision.patches_per_side**2
+    if scores := re.search(rf"\[(?:\d+,)+{patches},{patches}\]", text):
+        raise RuntimeError(f"{name}: expected no buffer of attention scores, found {scores[0]}.")
+    return f"{kernel}, no buffer of scores"
+
+
+def programs(
+    chip: chips.Chip,
+    config: ModelConfig,
+    batch_sizes: Sequence[int] = (1, 8, TILES),
+    size: tuple[int, int] = (3000, 4000),
+) -> Iterator[str]:
+    """The programs of the public functions, for one chip."""
+    mesh = chip.mesh()
+    params = chips.on(mesh, chips.bfloat16_params(config))
+    side = config.tiling.tile_size
+    tiles = chips.on(mesh, jax.ShapeDtypeStruct((TILES, side, side, 3), np.uint8))
+    for batch_size in batch_sizes:
+        lowered = _encode_tiles.lower(params, tiles, config=config, batch_size=batch_size, mesh=None)
+        program, line = compiled(lowered)
+        name = f"{chip.name}, encode_tiles of {TILES}, {batch_size} in flight"
+        yield f"{name:<44} {line}; {check_program(name, program.as_text(), config)}"
+    plan, bucket = plan_tiles(*size, config.tiling), bucket_of(*size)
+    filters = chips.on(mesh, image_filters(plan, config.tiling, bucket))
+    image = chips.on(mesh, jax.ShapeDtypeStruct((*bucket, 3), np.uint8))
+    static = {"config": config, "mesh": None, "resampling": "banded"}
+    lowered = _encode_padded.lower(params, image, filters, num_tiles=plan.num_tiles, batch_size=8, **static)
+    yield f"{f'{chip.name}, encode_image of {size[0]} x {size[1]}':<44} {compiled(lowered)[1]}"
+
+
+def stream(chip: chips.Chip, config: ModelConfig) -> Iterator[str]:
+    """The programs of the stream on four chips: what each has, and what they say to one another."""
+    mesh, side, count = chip.mesh(4), config.tiling.tile_size, 8
+    params = chips.on(mesh, chips.bfloat16_params(config))
+    size = tile_queue.CHUNK * count - 1 + tile_queue.CAPACITY
+    buffer = chips.on(mesh, jax.ShapeDtypeStruct((4 * size, side, side, 3), np.uint8), "x")
+    static = {"config": config, "mesh": mesh}
+    chunk = tile_queue._encode_chunk.lower(params, buffer, size=tile_queue.CHUNK * count, batch_size=count, **static)
+    plan, bucket = plan_tiles(3000, 4000, config.tiling), bucket_of(3000, 4000)
+    filters = chips.on(mesh, image_filters(plan, config.tiling, bucket))
+    images = chips.on(mesh, jax.ShapeDtypeStruct((4 * bucket[0], bucket[1], 3), np.uint8), "x")
+    number = chips.on(mesh, jax.ShapeDtypeStruct((), np.int32))
+    append = tile_queue._append_image.lower(
+        images, buffer, number, number, filters=filters, resampling="banded", **static
+    )
+    for name, lowered in (("a chunk encoded", chunk), ("an image appended", append)):
+        program, line = compiled(lowered)
+        talk = re.findall(COLLECTIVES, program.as_text())
+        held = f"u8[{size},{side},{side},3]"
+        if talk or held not in program.as_text():
+            raise RuntimeError(f"{name}: expected {held} on each chip and no collective, found {talk}.")
+        yield f"{f'{chip.name} 2x2, {name}':<44} {line}; {held} of {4 * size} tiles a chip, no collective"
+
+
+def short() -> None:
+    """Two layers of the real width, for a v5e: enough to see that everything still compiles."""
+    (chip,) = (chip for chip in chips.installed() if chip.name == "v5e")
+    two = dataclasses.replace(mp.SMOLVLM_256M.vision, num_hidden_layers=2)
+    config = bfloat16(dataclasses.replace(mp.SMOLVLM_256M, vision=two), "tpu")
+    for line in programs(chip, config, (8,), (1500, 2000)):
+        print(line, flush=True)
+    print(next(stream(chip, config)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--short", action="store_true", help="two layers, for a v5e alone")
+    if parser.parse_args().short:
+        short()
+        return
+    found = chips.installed()
+    for missing in [chip for chip in chips.CHIPS if chip not in found]:
+        print(f"{missing.name}: not verified, as {missing.needs} is not installed")
+    for chip in found:
+        tables: list[Callable[[], Iterator[str]]] = []
+        platform = "tpu" if chip.needs == "libtpu" else "cuda"
+        if platform == "tpu":
+            tables += [functools.partial(layers, chip)]
+        tables += [functools.partial(programs, chip, bfloat16(mp.SMOLVLM_256M, platform))]
+        if chip.name == "v5e":
+            tables += [functools.partial(stream, chip, bfloat16(mp.SMOLVLM_256M, platform))]
+        for table in tables:
+            for line in table():
+                print(line, flush=True)
+            print()
+    return None
+
+
+if __name__ == "__main__":
+    main()
