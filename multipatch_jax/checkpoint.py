@@ -17,6 +17,7 @@ from multipatch_jax.config import DTYPES, ModelConfig, config_from_dict
 from multipatch_jax.hf_config import read_hf_config, read_json
 from multipatch_jax.hf_folder import CheckpointError
 from multipatch_jax.hub import download
+from multipatch_jax.lora import merge_lora
 
 CONFIG_FILE = "multipatch_config.json"  # marks a folder of ours; the arrays lie beside it in params/
 
@@ -107,6 +108,7 @@ def export_hf(path: str | Path, config: ModelConfig, params: dict[str, Any], *, 
     """Writes a folder in Hugging Face's layout, which transformers loads: the inverse of `from_pretrained`.
 
     Args:
+      params: LoRA factors among them (`add_lora`) are merged.
       base: a Hugging Face folder of the same model, to take from it what `params` lack (the language model, if only
         the tower or connector was trained) and all other files. Without one, transformers finds only what is in
         `params`.
@@ -115,6 +117,7 @@ def export_hf(path: str | Path, config: ModelConfig, params: dict[str, Any], *, 
       ValueError: `params` are not of this config, or its tiling has policies that Hugging Face's files cannot say.
       FileExistsError: `path` exists.
     """
+    params = merge_lora(params)
     _check_whole(config, params)
     with _new_folder(Path(path)) as folder:
         hf_folder.write(folder, config, params, None if base is None else Path(base))

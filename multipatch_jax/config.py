@@ -145,6 +145,7 @@ class ModelConfig:
       dtype: computation dtype by name; None computes in the dtype of the params.
       attention: "plain", "blocked" (CPU), "pallas_tpu", "cudnn" (CUDA, 16 bits), or "auto" for what suits the backend.
       precision: matmul precision of float32 computation; lower dtypes have but one.
+      remat: whether a backward pass makes a layer's activations again, rather than keep those of all layers.
     """
 
     vision: VisionConfig
@@ -157,12 +158,14 @@ class ModelConfig:
     dtype: str | None = None
     attention: str = "auto"
     precision: str = "highest"
+    remat: bool = False
 
     def __post_init__(self):
         _require_choice(self, "dtype", (None, *DTYPES))
         _require_choice(self, "attention", ("auto", "plain", "blocked", "pallas_tpu", "cudnn"))
         _require_choice(self, "precision", ("default", "high", "highest"))
         _require_choice(self, "model_type", ("idefics3", "smolvlm"))
+        _require_choice(self, "remat", (True, False))
         if self.embedding_size is not None:
             _require_positive(self, "embedding_size")
         grid, scale = self.tiling.tile_size // self.vision.patch_size, self.connector.scale_factor

@@ -125,7 +125,7 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "P D"], mask: Bool[Array, " P"] | None = None) -> Float[Array, "P D"]:
         layers = nn.scan(
-            EncoderLayer,
+            nn.remat(EncoderLayer, prevent_cse=False) if self.config.remat else EncoderLayer,
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]

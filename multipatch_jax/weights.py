@@ -221,6 +221,8 @@ def check_params(params: Any, config: ModelConfig, parts: tuple[str, ...] = ("vi
     """Raises a ValueError where `params` are not of `config`'s names and shapes; reads no values, so tracers do."""
     if not isinstance(params, Mapping):
         raise ValueError(f"params must be a nested dict of arrays, got {type(params).__name__}.")
+    if "lora" in params:  # or it would be left out without a word
+        raise ValueError("These params hold LoRA factors that are not merged yet: call merge_lora(params) first.")
     expected = param_shapes(config, parts)
     roots = {path.split("/")[0] for path in expected}
     flat = flatten({key: value for key, value in params.items() if key in roots})

@@ -1,0 +1,105 @@
+"""The training loop around a step: batches by number, metrics as plain dicts, checkpoints, and a stop at nan."""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Int
+from tqdm import tqdm
+
+from multipatch_jax.train_checkpoint import TrainCheckpoints
+from multipatch_jax.training import TrainState
+
+Metrics = dict[str, float]
+
+
+def batch_indices(step: int, *, num_examples: int, batch_size: int, seed: int = 0) -> Int[np.ndarray, " B"]:
+    """Which examples the batch of a step has: shuffled anew every epoch, the remainder of an epoch left out.
+
+    A pure function of the step, so that a resumed run goes on with the very batch that it was stopped before, and
+    nothing about the data's position has to be saved. On several hosts each takes `[local_rows(batch_size)]` of it.
+
+    Raises:
+      ValueError: there are fewer examples than one batch takes.
+    """
+    batches = num_examples // batch_size
+    if not batches:
+        raise ValueError(f"A batch of {batch_size} needs as many examples, got {num_examples}.")
+    epoch, index = divmod(step, batches)
+    order = np.random.default_rng((seed, epoch)).permutation(num_examples)
+    return order[index * batch_size : (index + 1) * batch_size]
+
+
+def fit(
+    train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]],
+    state: TrainState,
+    batch_at: Callable[[int], Any],
+    *,
+    num_steps: int,
+    checkpoints: TrainCheckpoints | None = None,
+    save_every: int = 1000,
+    evaluate: Callable[[TrainState], Metrics] | None = None,
+    callback: Callable[[int, Metrics], None] | None = None,
+    progress: bool = False,
+) -> TrainState:
+    """Steps from the state's own number up to `num_steps`, and the state that they end with.
+
+    Args:
+      train_step: of `make_train_step`; it takes the state given here over.
+      batch_at: the batch of a step, a pure function of its number (see `batch_indices`): then a run that is stopped and
+        resumed makes the steps of one that was not, bit for bit on a CPU.
+      num_steps: of the whole run, those of before included.
+      checkpoints: where to save, every `save_every` steps and at the end. Only states that finite steps led to.
+      evaluate: metrics to save beside the step's own, by which the best checkpoint may be chosen.
+      callback: called with a step's number (the first is 1) and its metrics, as plain numbers, in order. It runs while
+        the device works on the next step, save where a checkpoint is due.
+      progress: shows a bar with images a second, the time left and the loss.
+
+    Raises:
+      CheckpointError: the checkpoints are of later steps than the state, which was not restored from them.
+      FloatingPointError: loss or gradients of a step are not finite. It names the step and the last checkpoint.
+    """
+    first, start = int(state.step), time.perf_counter()
+    if checkpoints is not None:
+        checkpoints.require_newest(first)
+    bar, running = tqdm(total=num_steps, initial=first, unit="step", disable=not progress), None
+
+    def finish(step: int, metrics: dict[str, jax.Array], images: int) -> Metrics:
+        numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if not all(map(math.isfinite, numbers.values())):
+            shown = ", ".join(f"{name} {value}" for name, value in numbers.items())
+            raise FloatingPointError(f"Step {step} is not finite ({shown}), so training stops. {_last(checkpoints)}")
+        bar.update()
+        rate = images * (step - first) / (time.perf_counter() - start)
+        bar.set_postfix({"loss": f"{numbers['loss']:.4g}", "images/s": f"{rate:.1f}"}, refresh=False)
+        if callback is not None:
+            callback(step, numbers)
+        return numbers
+
+    with bar:
+        for step in range(first + 1, num_steps + 1):
+            batch = batch_at(step - 1)
+            images = len(jax.tree.leaves(batch)[0]) * jax.process_count()
+            state, metrics = train_step(state, batch)
+            if running is not None:
+                finish(*running)  # of the step before: the device is busy with this one
+            running = step, metrics, images
+            if checkpoints is not None and (step % save_every == 0 or step == num_steps):
+                numbers, running = finish(*running), None
+                checkpoints.save(state, numbers | (evaluate(state) if evaluate is not None else {}))
+        if running is not None:
+            finish(*running)
+    return state
+
+
+def _last(checkpoints: TrainCheckpoints | None) -> str:
+    if checkpoints is None:
+        return "No checkpoints were kept."
+    checkpoints.wait()
+    steps = checkpoints.steps
+    if not steps:
+        return "No checkpoint was saved yet."
+    return f"The last good checkpoint is of step {steps[-1]}, in {checkpoints.folder}."
