@@ -42,8 +42,8 @@ def pictures(notebook):
     return found
 
 
-def test_there_are_three():
-    assert [path.stem for path in NOTEBOOKS] == ["01_quickstart", "02_parity", "03_many_images"]
+def test_there_are_four():
+    assert [path.stem for path in NOTEBOOKS] == ["01_quickstart", "02_parity", "03_many_images", "04_finetune"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -1,0 +1,254 @@
+"""A run that is killed goes on as if it had not been; nothing wrong is resumed, and nothing good is lost."""
+
+import dataclasses
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import multipatch_jax as mp
+from tests import train_worker
+
+ROOT = Path(__file__).parent.parent
+
+
+def killed(folder, *options):
+    """The exit status of a run in its own process, and the names that it leaves behind."""
+    command = [sys.executable, "-m", "tests.train_worker", str(folder), *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """The state after a run of 40 steps that nobody disturbs."""
+    first, state = train_worker.run(tmp_path_factory.mktemp("straight"))
+    assert first == 0
+    return state
+
+
+@pytest.mark.parametrize(
+    ("death", "goes_on"),
+    [
+        (("--die-at", "20"), 20),
+        pytest.param(("--die-at", "27"), 20, marks=pytest.mark.slow),  # seven steps are made again
+        (("--die-saving", "20"), 10),  # that save is lost, and nothing else
+    ],
+)
+def test_a_killed_run_goes_on_bit_for_bit(death, goes_on, straight, tmp_path):
+    left = killed(tmp_path, *death)
+    assert ("20" in left) == (goes_on == 20)
+    assert ("20" in left) or any(name.startswith("20.") for name in left)  # it died in the middle of writing it
+    first, state = train_worker.run(tmp_path)
+    assert first == goes_on
+    for (path, resumed), expected in zip(leaves(state), jax.tree.leaves(straight._replace(rng=None)), strict=True):
+        assert np.array_equal(resumed, expected), path
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left >= {"20", "30", "40"}
+    assert not any("tmp" in name for name in left)
+
+
+def leaves(state):
+    return jax.tree_util.tree_leaves_with_path(state._replace(rng=None))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def step():
+    return mp.make_train_step(quiet, optax.sgd(0.05), config=train_worker.CONFIG)
+
+
+def quiet(params, batch, rng, encode):
+    return mp.distillation_loss(encode(params, batch["tiles"]), batch["teacher"])
+
+
+def new_state(optimizer=None, **options):
+    return train_worker.new_state(optimizer or optax.sgd(0.05), "connector", **options)
+
+
+def test_the_newest_and_the_best_stay(tmp_path):
+    losses = {1: 5.0, 2: 1.0, 3: 4.0, 4: 3.0, 5: 2.0}
+    with mp.TrainCheckpoints(tmp_path, train_worker.CONFIG, keep_last=2) as checkpoints:
+        for number, loss in losses.items():
+            checkpoints.save(new_state()._replace(step=jnp.int32(number)), {"loss": loss})
+        checkpoints.wait()
+        assert checkpoints.steps == [2, 4, 5]
+        assert checkpoints.best_step == 2
+        assert int(checkpoints.restore(new_state(), checkpoints.best_step).step) == 2
+        with pytest.raises(mp.CheckpointError, match=r"no checkpoint of step 3, only of \[2, 4, 5\]"):
+            checkpoints.restore(new_state(), 3)
+    with mp.TrainCheckpoints(tmp_path / "up", train_worker.CONFIG, best="accuracy", best_mode="max") as checkpoints:
+        for number, accuracy in ((1, 0.2), (2, 0.9), (3, 0.5)):
+            checkpoints.save(new_state()._replace(step=jnp.int32(number)), {"accuracy": accuracy})
+        checkpoints.wait()
+        assert checkpoints.best_step == 2
+
+
+def test_a_checkpoint_holds_what_was_saved_though_the_next_step_overwrites_it(tmp_path, step):
+    """Steps donate their state, and writing goes on in threads."""
+    state = new_state()
+    with mp.TrainCheckpoints(tmp_path, train_worker.CONFIG, keep_last=30) as checkpoints:
+        kept = {}
+        for number in range(1, 9):
+            state, metrics = step(state, train_worker.batch_at(number))
+            kept[number] = jax.tree.map(np.array, state.params)
+            checkpoints.save(state, {"loss": float(metrics["loss"])})
+        checkpoints.wait()
+        for number, params in kept.items():
+            restored = checkpoints.restore(new_state(), number)
+            jax.tree.map(np.testing.assert_array_equal, restored.params, params)
+            assert jax.random.key_data(restored.rng).tolist() == jax.random.key_data(state.rng).tolist()
+
+
+def test_params_lie_apart_for_whoever_wants_the_model(tmp_path):
+    state = new_state()
+    with mp.TrainCheckpoints(tmp_path, train_worker.CONFIG) as checkpoints:
+        checkpoints.save(state._replace(step=jnp.int32(7)), {"loss": 1.0})
+    assert {"params", "state", "run", "metrics"} <= {path.name for path in (tmp_path / "7").iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"config": dataclasses.replace(train_worker.CONFIG, connector=mp.ConnectorConfig(2, 32))},
+            "another config.*connector/text_hidden_size: 24 there, 32 here",
+        ),
+        ({"optimizer": optax.adam(0.05)}, "another optimizer or trainable"),
+        ({"optimizer": optax.chain(optax.sgd(0.05), optax.scale_by_schedule(lambda n: 1.0))}, "another optimizer"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(change, message, tmp_path):
+    with mp.TrainCheckpoints(tmp_path, train_worker.CONFIG) as checkpoints:
+        checkpoints.save(new_state(), {"loss": 1.0})
+    with mp.TrainCheckpoints(tmp_path, change.get("config", train_worker.CONFIG)) as checkpoints:
+        with pytest.raises(mp.CheckpointError, match=message):
+            checkpoints.restore(new_state(**change))
+        assert checkpoints.steps == [0]
+
+
+def test_other_params_are_refused(tmp_path):
+    """The same config, with LoRA factors beside it that the saved run did not have."""
+    with mp.TrainCheckpoints(tmp_path, train_worker.CONFIG) as checkpoints:
+        checkpoints.save(new_state(), {"loss": 1.0})
+        state = new_state()
+        more = state._replace(params=mp.add_lora(jax.random.key(0), state.params, rank=2))
+        with pytest.raises(mp.CheckpointError, match=r"(?s)other params.* - lora/vision_model/.*q_proj/kernel/a"):
+            checkpoints.restore(more)
+
+
+def test_dtype_and_attention_may_change_between_runs(tmp_path):
+    with mp.TrainCheckpoints(tmp_path, train_worker.CONFIG) as checkpoints:
+        checkpoints.save(new_state(), {"loss": 1.0})
+    other = dataclasses.replace(train_worker.CONFIG, dtype="bfloat16", attention="plain", remat=True)
+    with mp.TrainCheckpoints(tmp_path, other) as checkpoints:
+        checkpoints.restore(new_state())
+
+
+def test_a_metric_that_is_missing_or_nan_is_never_the_best(tmp_path):
+    """It may be missing from checkpoints of a run that chose by another."""
+    with mp.TrainCheckpoints(tmp_path, train_worker.CONFIG) as checkpoints:
+        checkpoints.save(new_state(), {"loss": 0.0})
+    for best, mode in (("recall", "max"), ("error", "min")):
+        with mp.TrainCheckpoints(tmp_path, train_worker.CONFIG, best=best, best_mode=mode, keep_last=1) as checkpoints:
+            first = checkpoints.steps[-1]
+            for number, value in ((1, 0.5), (2, np.nan), (3, 0.4 if mode == "max" else 0.6)):
+                checkpoints.save(new_state()._replace(step=jnp.int32(first + number)), {best: value})
+            checkpoints.wait()
+            assert checkpoints.best_step == first + 1
+
+
+def test_what_would_not_be_saved_is_not_begun(tmp_path, step):
+    """Orbax leaves out steps that are not beyond the newest: a run that forgot to restore would lose them."""
+    with mp.TrainCheckpoints(tmp_path, train_worker.CONFIG) as checkpoints:
+        checkpoints.save(new_state()._replace(step=jnp.int32(3)), {"loss": 0.0})
+        with pytest.raises(mp.CheckpointError, match="has a checkpoint of step 3, so step 1 cannot be saved there: re"):
+            mp.fit(step, new_state(), train_worker.batch_at, num_steps=5, checkpoints=checkpoints)
+        with pytest.raises(mp.CheckpointError, match="so step 3 cannot be saved there"):
+            checkpoints.save(new_state()._replace(step=jnp.int32(3)), {"loss": 0.0})
+        assert checkpoints.steps == [3]
+
+
+def test_metrics_must_have_the_one_that_chooses(tmp_path):
+    with mp.TrainCheckpoints(tmp_path, train_worker.CONFIG, best="recall") as checkpoints:
+        with pytest.raises(ValueError, match="chosen by 'recall', got metrics \\['loss'\\]"):
+            checkpoints.save(new_state(), {"loss": 1.0})
+    with pytest.raises(ValueError, match="best_mode must be"):
+        mp.TrainCheckpoints(tmp_path, train_worker.CONFIG, best_mode="most")
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("at", [13, 20])  # between saves, and where one is due
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(bad, at, tmp_path, step):
+    def batch_at(number):
+        batch = train_worker.batch_at(number)
+        return batch | {"teacher": batch["teacher"] * (bad if number == at - 1 else 1)}
+
+    seen = []
+    with mp.TrainCheckpoints(tmp_path, train_worker.CONFIG) as checkpoints:
+        with pytest.raises(FloatingPointError, match=rf"Step {at} is not finite.*last good .* is of step 10, in"):
+            mp.fit(
+                step,
+                new_state(),
+                batch_at,
+                num_steps=30,
+                checkpoints=checkpoints,
+                save_every=10,
+                callback=lambda number, metrics: seen.append(number),
+            )
+        assert seen == list(range(1, at))
+        assert checkpoints.steps == [10]
+        restored = checkpoints.restore(new_state())
+    assert int(restored.step) == 10
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(restored.params))
+
+
+def test_it_stops_without_checkpoints_too(step):
+    def batch_at(number):
+        batch = train_worker.batch_at(number)
+        return batch | {"teacher": batch["teacher"] * np.inf}
+
+    with pytest.raises(FloatingPointError, match=r"Step 1 is not finite .*loss inf.*No checkpoints were"):
+        mp.fit(step, new_state(), batch_at, num_steps=3)
+
+
+def test_metrics_come_as_plain_numbers_in_order_and_the_bar_tells_the_rate(step, capsys):
+    seen = []
+    mp.fit(step, new_state(), train_worker.batch_at, num_steps=4, callback=lambda *x: seen.append(x), progress=True)
+    assert [number for number, _ in seen] == [1, 2, 3, 4]
+    for _, metrics in seen:
+        assert metrics.keys() == {"loss", "grad_norm"}
+        assert all(type(value) is float for value in metrics.values())
+    shown = capsys.readouterr().err
+    assert "4/4" in shown
+    assert "images/s=" in shown
+    assert "loss=" in shown
+
+
+def test_evaluation_chooses_the_best(tmp_path, step):
+    """Metrics of `evaluate` are saved beside the step's own; the best step need not be the last."""
+    with mp.TrainCheckpoints(tmp_path, train_worker.CONFIG, best="held_out", best_mode="min") as checkpoints:
+        options = {"checkpoints": checkpoints, "save_every": 2}
+        evaluate = lambda state: {"held_out": abs(float(state.step) - 4)}  # noqa: E731
+        mp.fit(step, new_state(), train_worker.batch_at, num_steps=6, evaluate=evaluate, **options)
+        checkpoints.wait()
+        assert checkpoints.best_step == 4
+
+
+def test_every_epoch_has_every_example_once_and_an_order_of_its_own():
+    batches = [mp.batch_indices(step, num_examples=20, batch_size=4, seed=1) for step in range(10)]
+    epochs = np.concatenate(batches[:5]), np.concatenate(batches[5:])
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(20))
+    assert not np.array_equal(*epochs)
+    with pytest.raises(ValueError, match="A batch of 8 needs as many examples, got 7"):
+        mp.batch_indices(0, num_examples=7, batch_size=8)
