@@ -8,6 +8,7 @@ from multipatch_jax.compiles import RecompileError, count_compilations, forbid_c
 from multipatch_jax.config import ConnectorConfig, ModelConfig, TextConfig, TilingConfig, VisionConfig
 from multipatch_jax.connector import Idefics3Connector, pixel_unshuffle
 from multipatch_jax.encode import encode_image, encode_tiles, vision_features
+from multipatch_jax.export import export_encoder, load_exported
 from multipatch_jax.fit import batch_indices, fit
 from multipatch_jax.hf_folder import CheckpointError
 from multipatch_jax.image import ImageError, load_image
@@ -66,6 +67,7 @@ __all__ = [
     "expand_prompt",
     "expand_video_prompt",
     "expanded_length",
+    "export_encoder",
     "export_hf",
     "fit",
     "forbid_compilations",
@@ -75,6 +77,7 @@ __all__ = [
     "iter_encode_images",
     "kernel_mask",
     "labels_for",
+    "load_exported",
     "load_image",
     "local_rows",
     "make_mesh",

@@ -98,7 +98,7 @@ def save_pretrained(path: str | Path, config: ModelConfig, params: dict[str, Any
     import orbax.checkpoint as ocp  # slow to import, and only needed here
 
     _check_whole(config, params)
-    with _new_folder(Path(path)) as folder:
+    with new_folder(Path(path)) as folder:
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save((folder / "params").absolute(), params)
         (folder / CONFIG_FILE).write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n", encoding="utf-8")
@@ -119,7 +119,7 @@ def export_hf(path: str | Path, config: ModelConfig, params: dict[str, Any], *, 
     """
     params = merge_lora(params)
     _check_whole(config, params)
-    with _new_folder(Path(path)) as folder:
+    with new_folder(Path(path)) as folder:
         hf_folder.write(folder, config, params, None if base is None else Path(base))
 
 
@@ -136,7 +136,7 @@ def _parts_of(config: ModelConfig, paths: Iterable[str]) -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def _new_folder(path: Path) -> Iterator[Path]:
+def new_folder(path: Path) -> Iterator[Path]:
     """A folder under a temporary name that becomes `path` when the block is through, and vanishes if it fails."""
     if path.exists():
         raise FileExistsError(f"{path} exists; delete it or choose another name.")

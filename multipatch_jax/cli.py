@@ -1,4 +1,4 @@
-"""`multipatch-jax`: encode, plan, convert and demo from the shell."""
+"""`multipatch-jax`: encode, plan, convert, export and demo from the shell."""
 
 import argparse
 import json
@@ -18,6 +18,7 @@ from tqdm import tqdm
 import multipatch_jax as mp
 from multipatch_jax import checkpoint, plots, viz, weights
 from multipatch_jax.config import DTYPES
+from multipatch_jax.export import PLATFORMS
 from multipatch_jax.presets import SMOLVLM_256M
 
 DEMO_MODEL = "HuggingFaceTB/SmolVLM-256M-Instruct"
@@ -149,6 +150,20 @@ def _convert(args: argparse.Namespace) -> None:
     print(f"  seconds     {time.perf_counter() - start:>14.1f} ({loaded - start:.1f} to read)")
 
 
+def _export(args: argparse.Namespace) -> None:
+    config, params = mp.from_pretrained(args.model, dtype=args.dtype, progress=sys.stderr.isatty())
+    platforms = args.platform or PLATFORMS
+    manifest = mp.export_encoder(args.out, config, params, platforms=platforms, batch_size=args.batch_size)
+    print(f"wrote {args.out}: manifest.json, params.npz and")
+    for program in manifest["platforms"].values():
+        size = (args.out / program["file"]).stat().st_size
+        shapes = f"{program['tiles']} -> {program['tokens']}"
+        print(f"  {program['file']:<16} {shapes}, attention {program['attention']}, {size:,} bytes")
+    cuda = manifest["platforms"].get("cuda", {})
+    if cuda.get("attention") == "plain" and manifest["dtype"] != "float32":
+        print('cuda: with the CUDA wheels here (pip install "multipatch_jax[cuda12]") it would be cuDNN\'s attention.')
+
+
 def _demo(args: argparse.Namespace) -> None:
     try:
         from skimage import data
@@ -227,6 +242,17 @@ def _parser() -> argparse.ArgumentParser:
         help="what to convert (default: vision connector)",
     )
 
+    export = command(
+        "export", _export, "programs of tiles -> tokens that jax alone can run, for platforms not here too"
+    )
+    export.add_argument("out", type=Path, metavar="OUT", help="a folder that does not exist yet")
+    export.add_argument("--model", required=True, metavar="DIR_OR_ID", help="a converted or Hugging Face folder, or id")
+    export.add_argument(
+        "--platform", action="append", choices=PLATFORMS, help="may be given several times (default: all three)"
+    )
+    export.add_argument("--batch-size", type=int, metavar="N", help="tiles in flight (default: 1 on a CPU, else 8)")
+    export.add_argument("--dtype", choices=DTYPES, help="of the params and the tokens; the checkpoint's if left out")
+
     demo = command("demo", _demo, "a photograph to tokens with SmolVLM-256M, and a picture of its tiles")
     demo.add_argument("--random-weights", action="store_true", help="do not ask the hub")
     demo.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="default: %(default)s")
@@ -238,7 +264,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         args.run(args)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"multipatch-jax {args.command}: {'; '.join(str(error).splitlines())}", file=sys.stderr)
         return 2
     return 0

@@ -47,10 +47,10 @@ def resolve(config: ModelConfig, params: Params, parts: tuple[str, ...] = ("visi
     )
 
 
-def tiles_in_flight(batch_size: int | None) -> int:
+def tiles_in_flight(batch_size: int | None, platform: str | None = None) -> int:
     """Tiles per step of the map. More than one on a CPU only grows the working set."""
     if batch_size is None:
-        return 1 if jax.default_backend() == "cpu" else 8
+        return 1 if (platform or jax.default_backend()) == "cpu" else 8
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size must be a positive number of tiles or None, got {batch_size!r}.")
     return batch_size
@@ -170,9 +170,9 @@ def vision_features(
     Returns:
       (N, patches, D_vision), patches row-major.
     """
-    _check_array("pixel_values", pixel_values, ("N", "M", "M", 3), np.floating)
+    check_array("pixel_values", pixel_values, ("N", "M", "M", 3), np.floating)
     if pixel_attention_mask is not None:
-        _check_array("pixel_attention_mask", pixel_attention_mask, pixel_values.shape[:3], np.bool_)
+        check_array("pixel_attention_mask", pixel_attention_mask, pixel_values.shape[:3], np.bool_)
     config = resolve(config, params, ("vision",))
     return _vision_features(params["vision_model"], pixel_values, pixel_attention_mask, config=config)
 
@@ -200,7 +200,7 @@ def encode_tiles(
       (N, tokens_per_tile, D_text).
     """
     side = config.tiling.tile_size
-    _check_array("tiles", tiles, ("N", side, side, 3), np.uint8)
+    check_array("tiles", tiles, ("N", side, side, 3), np.uint8)
     config, params = resolve(config, params), model_params(params)
     return _encode_tiles(params, tiles, config=config, batch_size=tiles_in_flight(batch_size), mesh=mesh_of(params))
 
@@ -245,7 +245,7 @@ def encode_image(
     """
     if isinstance(image, jax.Array):
         is_batch = image.ndim == 4
-        _check_array("image", image, ("B", "H", "W", 3) if is_batch else ("H", "W", 3), np.uint8)
+        check_array("image", image, ("B", "H", "W", 3) if is_batch else ("H", "W", 3), np.uint8)
     else:
         is_batch = isinstance(image, np.ndarray) and image.ndim == 4
         if is_batch and not len(image):
@@ -272,7 +272,7 @@ def encode_image(
     return tokens.reshape(-1, tokens.shape[-1])
 
 
-def _check_array(name: str, array: Any, shape: tuple, dtype: Any) -> None:
+def check_array(name: str, array: Any, shape: tuple, dtype: Any) -> None:
     """Rank, sides and dtype of an argument; a letter in `shape` stands for any positive size, one letter for one."""
     found = tuple(getattr(array, "shape", ()))
     sizes: dict[Any, int] = {}

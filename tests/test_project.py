@@ -37,7 +37,7 @@ def test_all_is_what_there_is():
 
 def test_a_module_imports_only_from_upstream():
     order = """config presets image tiling resample preprocess linear attention vision connector processor
-        retrieval weights lora hf_config hf_names hf_folder hub checkpoint encode tile_queue cache stream packing
+        retrieval weights lora hf_config hf_names hf_folder hub checkpoint encode export tile_queue cache stream packing
         video chat text compiles losses trainable sharding training train_checkpoint fit
         viz plots cli __main__""".split()
     for place, name in enumerate(order):
@@ -52,7 +52,7 @@ def test_a_module_imports_only_from_upstream():
 
 def test_the_readmes_commands_exist():
     commands = re.findall(r"multipatch-jax (\w+)", README)
-    assert set(commands) == {"demo", "convert", "encode", "plan"}
+    assert set(commands) == {"demo", "convert", "encode", "export", "plan"}
     for command in set(commands):
         done = subprocess.run(
             [sys.executable, "-m", "multipatch_jax", command, "--help"], capture_output=True, check=False

@@ -1,0 +1,136 @@
+"""Exported programs: the CPU's gives the live tokens without this package; the others are what they say they are."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import multipatch_jax as mp
+from multipatch_jax import cli, export
+
+# What the README tells a reader to do.
+READER = """
+import json, sys
+sys.modules["multipatch_jax"] = sys.modules["flax"] = None  # importing them would fail
+import jax, jax.export, numpy as np
+folder, tiles, out = sys.argv[1:]
+manifest = json.load(open(f"{folder}/manifest.json"))
+program = jax.export.deserialize(bytearray(open(f"{folder}/cpu.jax_export", "rb").read()))
+stored = np.load(f"{folder}/params.npz")
+params = {name: stored[name].view(jax.numpy.dtype(x["dtype"])) for name, x in manifest["params"].items()}
+np.save(out, np.asarray(jax.jit(program.call)(params, np.load(tiles)), np.float32))
+"""
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def exported(request, tiny, tiny_tiles, tmp_path_factory):
+    """(folder, manifest, params) of the tiny model's programs for every platform."""
+    folder = tmp_path_factory.mktemp("exported") / "out"
+    params = jax.tree.map(lambda x: x.astype(request.param), tiny.params)
+    return folder, mp.export_encoder(folder, tiny.config, params), params
+
+
+def test_a_process_without_this_package_gives_the_live_tokens(exported, tiny, tiny_tiles, tmp_path):
+    folder, _, params = exported
+    np.save(tmp_path / "tiles.npy", tiny_tiles)
+    command = [sys.executable, "-c", READER, folder, tmp_path / "tiles.npy", tmp_path / "tokens.npy"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    live = mp.encode_tiles(params, tiny_tiles, config=tiny.config)
+    np.testing.assert_array_equal(np.load(tmp_path / "tokens.npy"), np.asarray(live, np.float32))
+
+
+@pytest.mark.parametrize("num_tiles", [1, 3, 13])
+def test_loaded_it_takes_any_number_of_tiles(exported, num_tiles, tiny, tiny_tiles):
+    folder, _, params = exported
+    tokens = mp.load_exported(folder)(tiny_tiles[:num_tiles])
+    live = mp.encode_tiles(params, tiny_tiles[:num_tiles], config=tiny.config)
+    assert tokens.dtype == live.dtype
+    np.testing.assert_array_equal(np.asarray(tokens), np.asarray(live))
+
+
+def test_several_tiles_in_flight_and_a_rest(tiny, tiny_tiles, tmp_path):
+    mp.export_encoder(tmp_path / "out", tiny.config, tiny.params, platforms=["cpu"], batch_size=4)
+    tokens = mp.load_exported(tmp_path / "out")(tiny_tiles[:6])
+    live = mp.encode_tiles(tiny.params, tiny_tiles[:6], config=tiny.config, batch_size=4)
+    np.testing.assert_allclose(tokens, live, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("platform", export.PLATFORMS)
+def test_every_program_deserialises_and_names_its_platform(exported, platform, tiny):
+    folder, manifest, params = exported
+    entry = manifest["platforms"][platform]
+    program = jax.export.deserialize(bytearray((folder / entry["file"]).read_bytes()))
+    assert program.platforms == (platform,)
+    side, batch = tiny.config.tiling.tile_size, 1 if platform == "cpu" else 8
+    assert str(program.in_avals[-1].shape) == f"({'' if batch == 1 else '8*'}n, {side}, {side}, 3)"
+    assert entry["batch_size"] == batch
+    dtype = params["connector"]["modality_projection"]["proj"]["kernel"].dtype
+    assert program.out_avals[0].dtype == manifest["dtype"] == dtype
+    assert ("tpu_custom_call" in program.mlir_module()) == (entry["attention"] == "pallas_tpu") == (platform == "tpu")
+
+
+def test_the_manifest_says_it_all(exported, tiny):
+    folder, manifest, _ = exported
+    assert json.loads((folder / "manifest.json").read_text()) == json.loads(json.dumps(manifest))
+    assert manifest["versions"] == {"multipatch_jax": mp.__version__, "jax": jax.__version__, "jaxlib": jax.__version__}
+    assert {path.name for path in folder.iterdir()} == {
+        "manifest.json",
+        "params.npz",
+        "cpu.jax_export",
+        "cuda.jax_export",
+        "tpu.jax_export",
+    }
+
+
+def test_bad_tiles_are_refused_before_the_program(exported):
+    encode = mp.load_exported(exported[0])
+    with pytest.raises(ValueError, match=r"tiles must be uint8 of shape \(N, 64, 64, 3\), got float32"):
+        encode(np.zeros((1, 64, 64, 3), np.float32))
+
+
+def test_a_platform_that_is_not_there(tiny, tmp_path):
+    mp.export_encoder(tmp_path / "out", tiny.config, tiny.params, platforms=["tpu"])
+    with pytest.raises(FileNotFoundError, match=r"holds programs for tpu, got platform cpu; export one for it"):
+        mp.load_exported(tmp_path / "out")
+    with pytest.raises(FileNotFoundError, match=r"has no manifest.json, so it is not a folder that export"):
+        mp.load_exported(tmp_path)
+
+
+def test_bad_arguments_leave_nothing_behind(tiny, tmp_path, monkeypatch):
+    def run(config=tiny.config, **options):
+        mp.export_encoder(tmp_path / "out", config, tiny.params, **options)
+
+    with pytest.raises(ValueError, match=r"platforms must be some of cpu, cuda, tpu, got metal"):
+        run(platforms=["metal"])
+    with pytest.raises(ValueError, match=r"platforms must be some of cpu, cuda, tpu, got none"):
+        run(platforms=[])
+    with pytest.raises(ValueError, match=r"batch_size must be a positive number"):
+        run(batch_size=0)
+    with pytest.raises(ValueError, match=r"params"):
+        mp.export_encoder(tmp_path / "out", mp.SMOLVLM_256M, tiny.params)
+    find_spec = export.importlib.util.find_spec
+    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None if "cuda" in name else find_spec(name))
+    with pytest.raises(ValueError, match=r"is exported where the CUDA wheels are"):
+        run(dataclasses.replace(tiny.config, attention="cudnn", dtype="bfloat16"), platforms=["cuda"])
+    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r'need flatbuffers: pip install "multipatch_jax\[export\]"'):
+        run()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command(tiny, tmp_path, capsys):
+    out = tmp_path / "out"
+    command = ["export", "--platform", "tpu", "--platform", "cpu", str(out), "--model", str(tiny.folder)]
+    assert cli.main(command) == 0
+    text = capsys.readouterr().out
+    assert "cpu.jax_export   uint8[n,64,64,3] -> float32[n,4,48], attention blocked" in text
+    assert "tpu.jax_export   uint8[8*n,64,64,3] -> float32[8*n,4,48], attention pallas_tpu" in text
+    assert mp.load_exported(out)(np.zeros((2, 64, 64, 3), np.uint8)).dtype == jnp.float32
+    assert cli.main(command) == 2
+    assert "exists; delete it or choose another name" in capsys.readouterr().err
