@@ -144,9 +144,7 @@ def _attention(config: ModelConfig, params: Params, platform: str) -> str:
         return chosen
     if config.attention == "auto":
         return "plain"
-    raise ValueError(
-        'attention="cudnn" can be exported where the CUDA wheels are: pip install "multipatch_jax[cuda12]".'
-    )
+    raise ValueError('attention="cudnn" is exported where the CUDA wheels are: pip install "multipatch_jax[cuda12]".')
 
 
 def _bits(x: np.ndarray) -> np.ndarray:
