@@ -65,14 +65,15 @@ def _map_tiles(function: Callable[[Any], Any], arrays: Any, batch_size: int) -> 
     return mapped[:num_tiles]
 
 
+@functools.partial(jax.jit, static_argnames=("config",))  # so that programs of several sizes trace the tower once
+def _encode_tile(params, tile, *, config):
+    module = MultiPatchVisionProcessor(config)
+    return module.apply({"params": params}, normalize(tile).astype(config.dtype))
+
+
 def trace_encode(params: Params, tiles: UInt8[Array, "N M M 3"], config: ModelConfig, batch_size: int) -> Array:
     """The traced heart of all: normalise -> tower -> pixel unshuffle -> projection, mapped over tiles."""
-    module = MultiPatchVisionProcessor(config)
-
-    def encode_tile(tile):
-        return module.apply({"params": params}, normalize(tile).astype(config.dtype))
-
-    return _map_tiles(encode_tile, tiles, batch_size)
+    return _map_tiles(functools.partial(_encode_tile, params, config=config), tiles, batch_size)
 
 
 def model_params(params: Params) -> Params:
