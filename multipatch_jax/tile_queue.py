@@ -5,9 +5,11 @@ two encode: a chunk from its front, and a smaller one that ends the stream. Imag
 """
 
 import collections
+import concurrent.futures
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -126,16 +128,24 @@ class TileQueue:
 
 def compile_programs(params: Params, config: ModelConfig, batch_size: int, on_device: bool) -> None:
     """Compiles all that a `TileQueue` of these settings will run; executes nothing."""
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count(), "multipatch") as pool:
+        # XLA compiles, or reads from the persistent cache, while the next program is traced.
+        compiling = [pool.submit(program.compile) for program in _lowered(params, config, batch_size, on_device)]
+    for program in compiling:
+        program.result()
+
+
+def _lowered(params: Params, config: ModelConfig, batch_size: int, on_device: bool) -> Iterator[jax.stages.Lowered]:
     size, side = CHUNK * batch_size - 1 + CAPACITY, config.tiling.tile_size
-    _new_buffer.lower(size=size, tile_size=side).compile()
     buffer = jax.ShapeDtypeStruct((size, side, side, 3), np.uint8)
-    _append_tiles.lower(buffer, np.int32(0), np.empty((CAPACITY, side, side, 3), np.uint8)).compile()
     for chunk in {CHUNK * batch_size, batch_size}:
-        _encode_chunk.lower(params, buffer, size=chunk, config=config, batch_size=batch_size).compile()
+        yield _encode_chunk.lower(params, buffer, size=chunk, config=config, batch_size=batch_size)
     for bucket in BUCKETS if on_device else ():
         plan = plan_tiles(bucket, bucket, config.tiling)
         if fits_device(plan, config.tiling):
             padded = np.empty((bucket, bucket, 3), np.uint8)
             filters = image_filters(plan, config.tiling, (bucket, bucket))
             static = {"config": config, "resampling": default_implementation()}
-            _append_image.lower(buffer, np.int32(0), padded, filters, **static).compile()
+            yield _append_image.lower(buffer, np.int32(0), padded, filters, **static)
+    yield _new_buffer.lower(size=size, tile_size=side)
+    yield _append_tiles.lower(buffer, np.int32(0), np.empty((CAPACITY, side, side, 3), np.uint8))
