@@ -101,17 +101,21 @@ def peak_memory() -> dict[str, dict[str, int]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=4, help="turns of each case, up to half a minute each")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each case, up to half a minute each")
     parser.add_argument("--worker", nargs=2, metavar=("NAME", "FOLDER"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         return turns.work({name: system(name) for name in CASES} | CEILING, args.worker[0], Path(args.worker[1]))
     memory = peak_memory()  # first: a process starts with its parent's peak, and this one is small yet
+    times = turns.take_turns("benchmarks.tiles", [*CASES, *CEILING], turns.ROOT, args.rounds)
+    report(memory, times)
+
+
+def report(memory: dict[str, dict[str, int]], times: dict[str, list[float]]) -> None:
     print(f"{'peak memory, MB':<34} {'imported':>9} {'loaded':>9} {'encoded':>9} {'without params':>15}")
     for what, sizes in memory.items():
         row = [sizes[key] / 1e6 for key in ("imported", "loaded", "encoded")]
         print(f"{what:<34} {row[0]:9.0f} {row[1]:9.0f} {row[2]:9.0f} {row[2] - sizes['params'] / 1e6:15.0f}")
-    times = turns.take_turns("benchmarks.tiles", [*CASES, *CEILING], turns.ROOT, args.rounds)
     for name, (_, num_tiles, repeats) in CASES.items():
         times[name] = [seconds / (num_tiles * repeats) for seconds in times[name]]
     ceiling = max(2 * MATMUL**3 / statistics.median(times[name]) for name in CEILING)
