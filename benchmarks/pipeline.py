@@ -1,17 +1,13 @@
-"""From a photograph's file to its tokens, and how long it takes to get ready: `python -m benchmarks.pipeline`.
+"""From a photograph's file to its tokens: `python -m benchmarks.pipeline`.
 
 Needs the `test` extra. The file is a 12-megapixel JPEG (13 tiles), the model SmolVLM-256M's tower and connector with
 random weights in float32. The whole path, preprocessing included, is timed against the reference's, each in a process
-of its own, taking turns; medians, and ratios to the reference. Then the imports, and a process that loads the model and
-compiles all that a stream of images needs, without and with JAX's persistent compilation cache. Prints tables and
-writes benchmarks/pipeline.json.
+of its own, taking turns; medians, and ratios to the reference. Prints a table and writes benchmarks/pipeline.json.
 """
 
 import argparse
 import dataclasses
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,17 +17,6 @@ from benchmarks import turns
 from benchmarks.cpu import make_checkpoint
 
 PHOTO = "photo.jpg"
-IMPORTS = {"jax, flax": "import jax, flax", "multipatch_jax": "import multipatch_jax"}
-STARTS = 7  # of a process for each import
-GET_READY = """
-import sys, time
-import multipatch_jax as mp
-start = time.perf_counter()
-config, params = mp.from_pretrained(sys.argv[1])
-loaded = time.perf_counter()
-mp.warmup(params, config=config)
-print(loaded - start, time.perf_counter() - loaded)
-"""
 
 
 def ours(folder: Path, **changes: Any) -> Callable[[], object]:
@@ -68,27 +53,6 @@ SYSTEMS: dict[str, Callable[[Path], Callable[[], object]]] = {
 }
 
 
-def importing(code: str) -> float:
-    """Seconds that statements take in a new process, the interpreter's own start left out."""
-    timed = f"import time; start = time.perf_counter()\n{code}\nprint(time.perf_counter() - start)"
-    return float(run_python(timed))
-
-
-def run_python(code: str, *arguments: str, **environment: str) -> str:
-    command = [sys.executable, "-c", code, *arguments]
-    environment = turns.environment() | environment
-    return subprocess.run(
-        command, stdout=subprocess.PIPE, text=True, check=True, cwd=turns.ROOT, env=environment
-    ).stdout
-
-
-def getting_ready(folder: Path) -> dict[str, list[float]]:
-    """Seconds of (loading, compiling) in a first process and in a second one that finds the first one's programs."""
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    names = ("first process", "second process, persistent cache")
-    return {name: [float(x) for x in run_python(GET_READY, str(folder), **cache).split()] for name in names}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7, help="turns of each system, some 20 s each")
@@ -99,23 +63,17 @@ def main() -> None:
     from PIL import Image
     from skimage import data
 
-    imports = {name: [importing(code) for _ in range(STARTS)] for name, code in IMPORTS.items()}
-    for name, seconds in imports.items():
-        print(f"import {name:<27} {statistics.median(seconds):6.2f} s", flush=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_checkpoint(folder)
         photo = Image.fromarray(data.coffee()).resize((4000, 3000), Image.Resampling.BICUBIC)
         photo.save(folder / PHOTO, quality=92)
-        ready = getting_ready(folder)
-        for process, (load, compiling) in ready.items():
-            print(f"{process:<34} load {load:.2f} s, get ready {compiling:.2f} s", flush=True)
         times = turns.take_turns("benchmarks.pipeline", SYSTEMS, folder, args.rounds)
     for system in SYSTEMS:
         share = turns.ratio(times, system, "transformers, sdpa")
         print(f"{system:<34} {statistics.median(times[system]):6.2f} s   {share:5.2f} of the reference")
     packages = "jax jaxlib flax torch transformers numpy pillow".split()
-    turns.write_record("pipeline", packages, seconds=times, imports=imports, ready=ready)
+    turns.write_record("pipeline", packages, seconds=times)
 
 
 if __name__ == "__main__":

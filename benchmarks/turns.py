@@ -56,6 +56,15 @@ def take_turns(module: str, names: Iterable[str], folder: Path, rounds: int) -> 
     return times
 
 
+def run_python(code: str, *arguments: str, **variables: str) -> str:
+    """What a process of its own prints."""
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT, env=environment() | variables
+    )
+    return done.stdout
+
+
 def ratio(times: Mapping[str, list[float]], name: str, other: str) -> float:
     """Median over the rounds of a system's seconds by another's in the same round."""
     return statistics.median(a / b for a, b in zip(times[name], times[other], strict=True))

@@ -107,6 +107,12 @@ def _map_tiles(function: Callable[[Any], Any], arrays: Any, batch_size: int) -> 
     return mapped[:num_tiles]
 
 
+@functools.partial(jax.jit, static_argnames=("config",))  # so that programs of several sizes trace the tower once
+def _encode_tile(params, tile, *, config):
+    module = MultiPatchVisionProcessor(config)
+    return module.apply({"params": params}, normalize(tile).astype(config.dtype))
+
+
 def trace_encode(
     params: Params, tiles: UInt8[Array, "N M M 3"], config: ModelConfig, batch_size: int, mesh: Mesh | None = None
 ) -> Array:
@@ -115,13 +121,9 @@ def trace_encode(
     On a mesh the tiles are shared out first and mapped over by each device: the other way round, every device would be
     sent all of them.
     """
-    module = MultiPatchVisionProcessor(config)
 
     def encode(params, tiles):
-        def encode_tile(tile):
-            return module.apply({"params": params}, normalize(tile).astype(config.dtype))
-
-        return _map_tiles(encode_tile, tiles, batch_size)
+        return _map_tiles(functools.partial(_encode_tile, params, config=config), tiles, batch_size)
 
     shared_out = _pad_to_multiple(tiles, mesh.size) if mesh else tiles
     return on_each_device(encode, mesh, False, True)(params, shared_out)[: len(tiles)]

@@ -153,11 +153,17 @@ def _to_bytes(total: Int32[Array, "..."]) -> UInt8[Array, "..."]:
     return jnp.clip(jnp.right_shift(total + (1 << (SHIFT - 1)), SHIFT), 0, 255).astype(jnp.uint8)
 
 
+@functools.partial(jax.jit, static_argnames=("axis",))  # traced and lowered once for all taps of a shape
+def _add_tap(total, x, filter, tap, *, axis):
+    pixels = jnp.take(x, filter.starts + tap, axis, mode="clip").astype(jnp.int32)
+    return total + pixels * jnp.expand_dims(filter.weights[:, tap], (1, 2) if axis == 0 else (0, 2))
+
+
 def _weighted_sum(x: UInt8[Array, "H W 3"], filter: AxisFilter, axis: int) -> UInt8[Array, "h w 3"]:
-    total = jnp.int32(0)
+    out = len(filter.starts)
+    total = jnp.zeros((out, *x.shape[1:]) if axis == 0 else (x.shape[0], out, 3), jnp.int32)
     for tap in range(filter.weights.shape[1]):
-        pixels = jnp.take(x, filter.starts + tap, axis, mode="clip").astype(jnp.int32)
-        total += pixels * jnp.expand_dims(filter.weights[:, tap], (1, 2) if axis == 0 else (0, 2))
+        total = _add_tap(total, x, filter, tap, axis=axis)
     return _to_bytes(total)
 
 

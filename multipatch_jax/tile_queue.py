@@ -8,9 +8,11 @@ while others make those of other images, and all encode their chunks in one prog
 """
 
 import collections
+import concurrent.futures
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -176,6 +178,14 @@ class TileQueue:
 
 def compile_programs(params: Params, config: ModelConfig, batch_size: int, on_device: bool) -> None:
     """Compiles all that a `TileQueue` of these settings will run; executes nothing."""
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count(), "multipatch") as pool:
+        # XLA compiles, or reads from the persistent cache, while the next program is traced.
+        compiling = [pool.submit(program.compile) for program in _lowered(params, config, batch_size, on_device)]
+    for program in compiling:
+        program.result()
+
+
+def _lowered(params: Params, config: ModelConfig, batch_size: int, on_device: bool) -> Iterator[jax.stages.Lowered]:
     mesh = mesh_of(params)
     sharding, devices = (_sharding(mesh), mesh.size) if mesh else (None, 1)
 
@@ -184,15 +194,15 @@ def compile_programs(params: Params, config: ModelConfig, batch_size: int, on_de
         return jax.ShapeDtypeStruct(shape, np.uint8, sharding=sharding) if mesh else np.empty(shape, np.uint8)
 
     size, side = CHUNK * batch_size - 1 + CAPACITY, config.tiling.tile_size
-    _new_buffer.lower(size=size, tile_size=side, mesh=mesh).compile()
     buffer = jax.ShapeDtypeStruct((devices * size, side, side, 3), np.uint8, sharding=sharding)
     to = (buffer, np.int32(0), np.int32(0))
-    _append_tiles.lower(shares(CAPACITY, side, side, 3), *to, mesh=mesh).compile()
     for chunk in {CHUNK * batch_size, batch_size}:
-        _encode_chunk.lower(params, buffer, size=chunk, config=config, batch_size=batch_size, mesh=mesh).compile()
+        yield _encode_chunk.lower(params, buffer, size=chunk, config=config, batch_size=batch_size, mesh=mesh)
     for bucket in BUCKETS if on_device else ():
         plan = plan_tiles(bucket, bucket, config.tiling)
         if fits_device(plan, config.tiling):
             filters = image_filters(plan, config.tiling, (bucket, bucket))
             static = {"config": config, "resampling": default_implementation(), "mesh": mesh}
-            _append_image.lower(shares(bucket, bucket, 3), *to, filters=filters, **static).compile()
+            yield _append_image.lower(shares(bucket, bucket, 3), *to, filters=filters, **static)
+    yield _new_buffer.lower(size=size, tile_size=side, mesh=mesh)
+    yield _append_tiles.lower(shares(CAPACITY, side, side, 3), *to, mesh=mesh)

@@ -130,6 +130,7 @@ class Encoder(nn.Module):
             split_rngs={"params": True},
             in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
             length=self.config.vision.num_hidden_layers,
+            check_constancy_invariants=False,  # a second trace of the block, for what we don't use
         )
         x, _ = layers(self.config, name="layers")(x, mask)
         return x
