@@ -230,7 +230,7 @@ def test_a_metric_that_nothing_gives_is_told_at_the_first_step(tmp_path, step):
 def test_a_metric_that_evaluation_does_not_give_loses_no_steps(tmp_path, step):
     with mp.TrainCheckpoints(tmp_path, train_worker.CONFIG, best="recall") as checkpoints:
         options = {"checkpoints": checkpoints, "evaluate": lambda state: {"recal": 1.0}}
-        with pytest.raises(ValueError, match="chosen by 'recall', got metrics .*'recal'"):
+        with pytest.raises(ValueError, match=r"chosen by 'recall', got metrics .*'recal'"):
             mp.fit(step, new_state(), train_worker.batch_at, num_steps=2, **options)
         assert checkpoints.steps == [2]
 

@@ -121,10 +121,10 @@ def test_state_of_another_optimizer_or_choice(tiny, batch):
 
 
 def test_masters_that_are_not_float32_are_refused(tiny, batch):
-    """Of a state that was made for another choice, where the optimiser's state does not tell: plain descent has none."""
+    """Of a state that was made for another choice; plain descent has no state that would tell."""
     halves = jax.tree.map(lambda x: x.astype(jnp.bfloat16), tiny.params)
     state = mp.init_train_state(halves, optax.sgd(0.1), rng=jax.random.key(0))
-    with pytest.raises(ValueError, match="trained params must be float32, got vision_model/.* in bfloat16"):
+    with pytest.raises(ValueError, match=r"trained params must be float32, got vision_model/.* in bfloat16"):
         mp.make_train_step(squares, optax.sgd(0.1), config=tiny.config, trainable="vision")(state, batch)
 
 
@@ -205,7 +205,7 @@ def test_steps_compile_once_and_donate(tiny, batch):
 def test_an_optimiser_whose_state_begins_with_the_params_themselves(tiny, batch):
     """Each array is donated once."""
     optimizer = optax.contrib.prodigy(1.0)  # remembers where the params began
-    state, history = run(tiny, batch, optimizer, steps=2)
+    state, _ = run(tiny, batch, optimizer, steps=2)
     assert np.all(np.isfinite(kernel(state.params)))
 
 
