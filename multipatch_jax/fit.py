@@ -1,8 +1,10 @@
 """The training loop around a step: batches by number, metrics as plain dicts, checkpoints, and a stop at nan."""
 
+import contextlib
+import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -29,8 +31,13 @@ def batch_indices(step: int, *, num_examples: int, batch_size: int, seed: int = 
     if not batches:
         raise ValueError(f"A batch of {batch_size} needs as many examples, got {num_examples}.")
     epoch, index = divmod(step, batches)
-    order = np.random.default_rng((seed, epoch)).permutation(num_examples)
-    return order[index * batch_size : (index + 1) * batch_size]
+    return _order(num_examples, seed, epoch)[index * batch_size : (index + 1) * batch_size].copy()
+
+
+@functools.lru_cache(maxsize=2)
+def _order(num_examples: int, seed: int, epoch: int) -> Int[np.ndarray, " N"]:
+    # Kept for the epoch: a million examples take 60 ms to shuffle.
+    return np.random.default_rng((seed, epoch)).permutation(num_examples)
 
 
 def fit(
@@ -52,7 +59,8 @@ def fit(
       batch_at: the batch of a step, a pure function of its number (see `batch_indices`): then a run that is stopped and
         resumed makes the steps of one that was not, bit for bit on a CPU.
       num_steps: of the whole run, those of before included.
-      checkpoints: where to save, every `save_every` steps and at the end. Only states that finite steps led to.
+      checkpoints: where to save, every `save_every` steps and at the end; all is written when this function returns.
+        Only states that finite steps led to, and whose trained params are finite.
       evaluate: metrics to save beside the step's own, by which the best checkpoint may be chosen.
       callback: called with a step's number (the first is 1) and its metrics, as plain numbers, in order. It runs while
         the device works on the next step, save where a checkpoint is due.
@@ -60,7 +68,9 @@ def fit(
 
     Raises:
       CheckpointError: the checkpoints are of later steps than the state, which was not restored from them.
-      FloatingPointError: loss or gradients of a step are not finite. It names the step and the last checkpoint.
+      FloatingPointError: loss, gradients or params of a step are not finite. It names the step and the last checkpoint.
+      ValueError: no metric is the one that the checkpoints choose the best by; told at the first step, unless
+        `evaluate` is what should give it.
     """
     first, start = int(state.step), time.perf_counter()
     if checkpoints is not None:
@@ -79,7 +89,7 @@ def fit(
             callback(step, numbers)
         return numbers
 
-    with bar:
+    with bar, _written(checkpoints):
         for step in range(first + 1, num_steps + 1):
             batch = batch_at(step - 1)
             images = len(jax.tree.leaves(batch)[0]) * jax.process_count()
@@ -87,12 +97,24 @@ def fit(
             if running is not None:
                 finish(*running)  # of the step before: the device is busy with this one
             running = step, metrics, images
+            if checkpoints is not None and evaluate is None:
+                checkpoints.require_best(metrics)  # now, rather than when the first is due
             if checkpoints is not None and (step % save_every == 0 or step == num_steps):
                 numbers, running = finish(*running), None
                 checkpoints.save(state, numbers | (evaluate(state) if evaluate is not None else {}))
         if running is not None:
             finish(*running)
     return state
+
+
+@contextlib.contextmanager
+def _written(checkpoints: TrainCheckpoints | None) -> Iterator[None]:
+    """Waits at the end, of whatever kind: a process that ends would break off Orbax's threads."""
+    try:
+        yield
+    finally:
+        if checkpoints is not None:
+            checkpoints.wait()
 
 
 def _last(checkpoints: TrainCheckpoints | None) -> str:

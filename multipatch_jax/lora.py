@@ -27,10 +27,12 @@ def add_lora(rng: jax.Array, params: Params, *, kernels: str = "(q_proj|v_proj)/
       rank: r, at most the smaller side of each kernel.
 
     Raises:
-      ValueError: the regex is found in no kernel's path, or the rank does not suit a kernel.
+      ValueError: the regex is found in no kernel's path, the rank does not suit a kernel, or there are factors already.
     """
+    if "lora" in params:
+        raise ValueError("These params hold LoRA factors that are not merged yet: call merge_lora(params) first.")
     flat = {path: x for path, x in flatten(params).items() if path.endswith("/kernel") and x.ndim in (2, 3)}
-    chosen = {path: x for path, x in flat.items() if re.search(kernels, path) and not path.startswith("lora/")}
+    chosen = {path: x for path, x in flat.items() if re.search(kernels, path)}
     if not chosen:
         raise ValueError(f"kernels={kernels!r} is found in no kernel's path; there are {', '.join(sorted(flat))}.")
     factors = {}

@@ -45,10 +45,14 @@ def sigmoid_contrastive_loss(
         holds an equal text twice, which would otherwise count as a wrong answer.
 
     Raises:
-      ValueError: `a` and `b` are not of one shape (B, D).
+      ValueError: `a` and `b` are not of one shape (B, D), or `positives` not bool of shape (B, B).
     """
     if a.ndim != 2 or a.shape != b.shape:
         raise ValueError(f"Expected two arrays of one shape (B, D), got {a.shape} and {b.shape}.")
+    if positives is not None and (positives.shape != (len(a), len(a)) or positives.dtype != bool):
+        raise ValueError(
+            f"positives must be bool of shape {(len(a), len(a))}, got {positives.dtype} of shape {positives.shape}."
+        )
     a, b = (_normalized(x.astype(jnp.float32)) for x in (a, b))
     logits = jnp.exp(log_scale) * jnp.einsum("id,jd->ij", a, b, precision="highest") + bias
     together = jnp.eye(len(a), dtype=bool) if positives is None else positives

@@ -53,6 +53,13 @@ def make_mesh(*, data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequenc
     return jax.make_mesh((data, fsdp, tensor), AXES, (AxisType.Auto,) * 3, devices=devices)
 
 
+def check_mesh(mesh: Mesh | None) -> None:
+    """Raises a ValueError for a mesh of other axes, or of Explicit ones (`jax.make_mesh`'s default)."""
+    if mesh is not None and (mesh.axis_names != AXES or set(mesh.axis_types) != {AxisType.Auto}):
+        types = [str(kind) for kind in mesh.axis_types]
+        raise ValueError(f"The mesh must be one of make_mesh, with Auto axes {AXES}, got {mesh.axis_names}, {types}.")
+
+
 def _path(keys: Any) -> str:
     return jax.tree_util.keystr(keys, simple=True, separator="/")
 

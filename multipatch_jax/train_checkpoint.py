@@ -5,6 +5,7 @@ key), `run` (what it was trained with, as JSON) and the metrics. It has its name
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -84,12 +85,11 @@ class TrainCheckpoints:
           metrics: plain numbers, with the one that `best` names.
 
         Raises:
-          ValueError: that metric is not there. CheckpointError: the folder has this step already, or a later one.
+          ValueError: that metric is not there; the checkpoint is written all the same. CheckpointError: the folder has
+            this step already, or a later one.
         """
         import orbax.checkpoint as ocp
 
-        if self._best not in metrics:
-            raise ValueError(f"The best checkpoint is chosen by {self._best!r}, got metrics {sorted(metrics)}.")
         self.require_newest(int(state.step) - 1)
         self._manager.save(
             int(state.step),
@@ -100,6 +100,15 @@ class TrainCheckpoints:
             ),
             metrics={name: float(value) for name, value in metrics.items()},
         )
+        self.require_best(metrics)
+
+    def require_best(self, metrics: Mapping[str, Any]) -> None:
+        """Raises a ValueError if the metric that says which checkpoint is the best is not among these."""
+        if self._best not in metrics:
+            raise ValueError(
+                f"The best checkpoint is chosen by {self._best!r}, got metrics {sorted(metrics)}: choose one of them, "
+                "or let evaluate give it."
+            )
 
     def require_newest(self, step: int) -> None:
         """Raises a CheckpointError if the folder has a later step than this: Orbax would leave out what comes next."""
@@ -159,9 +168,11 @@ def _run(state: TrainState, config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _shapes(tree: Any) -> dict[str, list[int]]:
+def _shapes(tree: Any) -> dict[str, list[int | str]]:
+    """Path -> sides and dtype: of another dtype, Orbax would round arrays without a word."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): list(np.shape(x)) for path, x in leaves}
+    path = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
+    return {path(keys): [*np.shape(x), str(x.dtype)] for keys, x in leaves}
 
 
 def _check_run(where: str, expected: dict[str, Any], found: dict[str, Any]) -> None:
@@ -171,7 +182,9 @@ def _check_run(where: str, expected: dict[str, Any], found: dict[str, Any]) -> N
         raise CheckpointError(f"{where} is of another config, so it cannot be resumed here ({'; '.join(changed)}).")
     report = mismatch_report(*({k: tuple(x) for k, x in run["params"].items()} for run in (expected, found)))
     if report:
-        raise CheckpointError(f"{where} has other params than this run (- missing, + unexpected, ~ shape):\n{report}")
+        raise CheckpointError(
+            f"{where} has other params than this run (- missing, + unexpected, ~ shape or dtype):\n{report}"
+        )
     report = mismatch_report(*({k: tuple(x) for k, x in run["opt_state"].items()} for run in (expected, found)))
     if report or expected["optimizer"] != found["optimizer"]:
         raise CheckpointError(

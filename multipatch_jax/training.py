@@ -14,8 +14,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from multipatch_jax.config import ModelConfig
 from multipatch_jax.encode import Params, encode_tiles
 from multipatch_jax.lora import merge_lora
-from multipatch_jax.sharding import BATCH, RULES, Rules, batch_parts, gather, shard_batch, shardings
+from multipatch_jax.sharding import BATCH, RULES, Rules, batch_parts, check_mesh, gather, shard_batch, shardings
 from multipatch_jax.trainable import merge_params, split_params
+from multipatch_jax.weights import flatten
 
 Encode = Callable[[Params, jax.Array], jax.Array]
 LossFn = Callable[[Params, Any, jax.Array, Encode], jax.Array]
@@ -54,13 +55,14 @@ def init_train_state(
       trainable: as in `make_train_step`. mesh, rules: lay params and optimiser state out over a mesh (`shardings`).
 
     Raises:
-      ValueError: nothing would be trained.
+      ValueError: nothing would be trained, or the mesh is none of `make_mesh`.
     """
+    check_mesh(mesh)
     trained, frozen = split_params(params, trainable)
     trained = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), trained)
     frozen, step = jax.tree.map(jnp.asarray, frozen), jnp.zeros((), jnp.int32)
     if mesh is None:
-        return TrainState(merge_params(trained, frozen), optimizer.init(trained), step, rng)
+        return TrainState(merge_params(trained, frozen), _own(optimizer.init(trained)), step, rng)
     params = merge_params(trained, frozen)
     params = jax.device_put(params, shardings(params, mesh, rules))
     trained, _ = split_params(params, trainable)
@@ -69,6 +71,11 @@ def init_train_state(
     everywhere = NamedSharding(mesh, PartitionSpec())
     step, key = jax.device_put((step, jax.random.key_data(rng)), everywhere)  # keys themselves cannot go to other hosts
     return TrainState(params, opt_state, step, jax.random.wrap_key_data(key, impl=jax.random.key_impl(rng)))
+
+
+def _own(tree: Any) -> Any:
+    """Copies: an optimiser's first state may hold the params themselves, and every array is donated once."""
+    return jax.tree.map(jnp.copy, tree)
 
 
 def make_train_step(
@@ -99,12 +106,14 @@ def make_train_step(
         rows of the batch (`local_rows`).
 
     Returns:
-      The step. Its metrics are scalars on the device, "loss" and "grad_norm" (before clipping).
+      The step. Its metrics are scalars on the device: "loss", "grad_norm" (before clipping) and "param_norm", of the
+      trained params after the update.
 
     Raises (the step, before device work):
       ValueError: nothing to train, a batch that does not divide over `accumulate` or the mesh, or a state that was made
-        for another optimizer or `trainable`.
+        for another optimizer or `trainable`. This function: a mesh that `make_mesh` did not make.
     """
+    check_mesh(mesh)
     if isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1:
         raise ValueError(f"accumulate must be a positive number of pieces, got {accumulate!r}.")
     config = dataclasses.replace(config, remat=remat)
@@ -150,13 +159,14 @@ def make_train_step(
 
     @functools.partial(jax.jit, donate_argnames=("trained", "opt_state", "step"))
     def update(trained, opt_state, step, frozen, rng, batch):
-        _check_opt_state(optimizer, trained, opt_state)
+        _check_state(optimizer, trained, opt_state)
         loss, grads = gradients(trained, frozen, batch, jax.random.fold_in(rng, step))
-        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+        grad_norm = optax.tree.norm(grads)
         if max_norm is not None:
             grads, _ = optax.clip_by_global_norm(max_norm).update(grads, optax.EmptyState())
         updates, opt_state = optimizer.update(grads, opt_state, trained)
         trained = optax.apply_updates(trained, updates)
+        metrics = {"loss": loss, "grad_norm": grad_norm, "param_norm": optax.tree.norm(trained)}
         return laid_out(trained), laid_out(opt_state), step + 1, metrics
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -170,7 +180,14 @@ def make_train_step(
     return train_step
 
 
-def _check_opt_state(optimizer: optax.GradientTransformation, trained: Params, opt_state: Any) -> None:
+def _check_state(optimizer: optax.GradientTransformation, trained: Params, opt_state: Any) -> None:
+    if others := {path: x.dtype for path, x in flatten(trained).items() if x.dtype != jnp.float32}:
+        path, dtype = next(iter(others.items()))
+        raise ValueError(
+            f"The trained params must be float32, got {path} in {dtype}: give init_train_state and make_train_step the "
+            "same trainable."
+        )
+
     def shapes(tree):
         return jax.tree.map(lambda x: (x.shape, str(x.dtype)), tree)
 

@@ -93,6 +93,12 @@ def test_a_regex_that_names_no_kernel(tiny):
         mp.add_lora(jax.random.key(0), tiny.params, kernels="qproj")
 
 
+def test_factors_that_are_there_already_are_not_overwritten(tiny):
+    params = mp.add_lora(jax.random.key(0), tiny.params, rank=2)
+    with pytest.raises(ValueError, match=r"not merged yet: call merge_lora\(params\) first"):
+        mp.add_lora(jax.random.key(0), params, kernels="fc1", rank=2)
+
+
 @pytest.mark.parametrize("rank", [0, 97])
 def test_a_rank_that_does_not_suit(rank, tiny):
     with pytest.raises(ValueError, match=f"rank must be 1 to 96 for .*q_proj/kernel .* got {rank}"):

@@ -59,6 +59,15 @@ def test_sides_must_be_pairs(shapes):
         losses.sigmoid_contrastive_loss(*(jnp.ones(shape) for shape in shapes), log_scale=0.0, bias=0.0)
 
 
+@pytest.mark.parametrize("positives", [np.ones(2, bool), np.ones((3, 2), bool), 2 * np.eye(2) - 1])
+def test_positives_must_be_yes_or_no_for_every_pair(positives):
+    """A row would be broadcast to nonsense, and of the paper's -1 and 1 both would be a yes."""
+    with pytest.raises(ValueError, match=r"positives must be bool of shape \(2, 2\), got (bool|float64) of shape"):
+        losses.sigmoid_contrastive_loss(
+            jnp.ones((2, 3)), jnp.ones((2, 3)), log_scale=0.0, bias=0.0, positives=positives
+        )
+
+
 def test_pooling_is_the_mean_over_tokens():
     tokens = np.random.default_rng(2).normal(size=(2, 6, 3)).astype(np.float32)
     np.testing.assert_allclose(losses.pool_tokens(jnp.asarray(tokens)), tokens.mean(axis=1), rtol=1e-5, atol=1e-6)

@@ -1,5 +1,6 @@
 """A run that is killed goes on as if it had not been; nothing wrong is resumed, and nothing good is lost."""
 
+import contextlib
 import dataclasses
 import signal
 import subprocess
@@ -136,6 +137,21 @@ def test_a_checkpoint_of_another_run_is_refused(change, message, tmp_path):
         assert checkpoints.steps == [0]
 
 
+def test_arrays_of_another_dtype_are_refused(tmp_path):
+    """Orbax would round them without a word, and the run would not go on as it was."""
+    moments = lambda dtype: optax.sgd(0.05, momentum=0.9, accumulator_dtype=dtype)  # noqa: E731
+    with mp.TrainCheckpoints(tmp_path, train_worker.CONFIG) as checkpoints:
+        checkpoints.save(new_state(moments("float32")), {"loss": 1.0})
+        with pytest.raises(
+            mp.CheckpointError, match=r"(?s)another optimizer.*expected .*'bfloat16'\), found .*float32"
+        ):
+            checkpoints.restore(new_state(moments("bfloat16")))
+        state = new_state(moments("float32"))
+        tower = jax.tree.map(lambda x: x.astype("bfloat16"), state.params["vision_model"])
+        with pytest.raises(mp.CheckpointError, match=r"(?s)other params.*expected .*'bfloat16'\), found .*float32"):
+            checkpoints.restore(state._replace(params=state.params | {"vision_model": tower}))
+
+
 def test_other_params_are_refused(tmp_path):
     """The same config, with LoRA factors beside it that the saved run did not have."""
     with mp.TrainCheckpoints(tmp_path, train_worker.CONFIG) as checkpoints:
@@ -186,6 +202,50 @@ def test_metrics_must_have_the_one_that_chooses(tmp_path):
         mp.TrainCheckpoints(tmp_path, train_worker.CONFIG, best_mode="most")
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_fit_waits_for_what_is_being_written(fails, tmp_path, step):
+    """Whoever does not leave the checkpoints by `with` loses none: a process that ends does not wait for Orbax."""
+
+    def batch_at(number):
+        if fails and number == 3:
+            raise OSError("no more data")
+        return train_worker.batch_at(number)
+
+    checkpoints = mp.TrainCheckpoints(tmp_path, train_worker.CONFIG)
+    with pytest.raises(OSError, match="no more data") if fails else contextlib.nullcontext():
+        mp.fit(step, new_state(), batch_at, num_steps=4 if fails else 3, checkpoints=checkpoints, save_every=3)
+    assert (tmp_path / "3").is_dir()
+
+
+def test_a_metric_that_nothing_gives_is_told_at_the_first_step(tmp_path, step):
+    """Not when the first checkpoint is due, a thousand steps on."""
+    seen = []
+    with mp.TrainCheckpoints(tmp_path, train_worker.CONFIG, best="recall") as checkpoints:
+        options = {"checkpoints": checkpoints, "callback": lambda number, metrics: seen.append(number)}
+        with pytest.raises(ValueError, match="chosen by 'recall', got metrics"):
+            mp.fit(step, new_state(), train_worker.batch_at, num_steps=4, **options)
+    assert not seen
+
+
+def test_a_metric_that_evaluation_does_not_give_loses_no_steps(tmp_path, step):
+    with mp.TrainCheckpoints(tmp_path, train_worker.CONFIG, best="recall") as checkpoints:
+        options = {"checkpoints": checkpoints, "evaluate": lambda state: {"recal": 1.0}}
+        with pytest.raises(ValueError, match=r"chosen by 'recall', got metrics .*'recal'"):
+            mp.fit(step, new_state(), train_worker.batch_at, num_steps=2, **options)
+        assert checkpoints.steps == [2]
+
+
+def test_an_update_that_is_not_finite_is_not_saved(tmp_path):
+    """Loss and gradients are finite, what the optimiser makes of them is not: params tell, not a step later."""
+    optimizer = optax.sgd(lambda count: jnp.where(count == 3, jnp.inf, 0.05))
+    step = mp.make_train_step(quiet, optimizer, config=train_worker.CONFIG)
+    with mp.TrainCheckpoints(tmp_path, train_worker.CONFIG) as checkpoints:
+        options = {"checkpoints": checkpoints, "save_every": 2}
+        with pytest.raises(FloatingPointError, match=r"Step 4 is not finite.* last good checkpoint is of step 2"):
+            mp.fit(step, new_state(optimizer), train_worker.batch_at, num_steps=6, **options)
+        assert checkpoints.steps == [2]
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("at", [13, 20])  # between saves, and where one is due
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(bad, at, tmp_path, step):
@@ -226,7 +286,7 @@ def test_metrics_come_as_plain_numbers_in_order_and_the_bar_tells_the_rate(step,
     mp.fit(step, new_state(), train_worker.batch_at, num_steps=4, callback=lambda *x: seen.append(x), progress=True)
     assert [number for number, _ in seen] == [1, 2, 3, 4]
     for _, metrics in seen:
-        assert metrics.keys() == {"loss", "grad_norm"}
+        assert metrics.keys() == {"loss", "grad_norm", "param_norm"}
         assert all(type(value) is float for value in metrics.values())
     shown = capsys.readouterr().err
     assert "4/4" in shown

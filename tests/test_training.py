@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 
 import multipatch_jax as mp
@@ -119,6 +120,24 @@ def test_state_of_another_optimizer_or_choice(tiny, batch):
             step(state, batch)
 
 
+def test_masters_that_are_not_float32_are_refused(tiny, batch):
+    """Of a state that was made for another choice; plain descent has no state that would tell."""
+    halves = jax.tree.map(lambda x: x.astype(jnp.bfloat16), tiny.params)
+    state = mp.init_train_state(halves, optax.sgd(0.1), rng=jax.random.key(0))
+    with pytest.raises(ValueError, match=r"trained params must be float32, got vision_model/.* in bfloat16"):
+        mp.make_train_step(squares, optax.sgd(0.1), config=tiny.config, trainable="vision")(state, batch)
+
+
+@pytest.mark.parametrize("axes", [("data", "fsdp", "tensor"), ("x", "y", "z")])
+def test_a_mesh_of_another_make_is_refused(axes, tiny):
+    """Of other axes, or of Explicit ones, `jax.make_mesh`'s default."""
+    mesh, optimizer = jax.make_mesh((1, 1, 1), axes), optax.sgd(0.1)
+    with pytest.raises(ValueError, match=r"mesh must be one of make_mesh, .*, got \('"):
+        mp.make_train_step(squares, optimizer, config=tiny.config, mesh=mesh)
+    with pytest.raises(ValueError, match="mesh must be one of make_mesh"):
+        mp.init_train_state(tiny.params, optimizer, rng=jax.random.key(0), mesh=mesh)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The arithmetic of the step.
 
@@ -181,6 +200,13 @@ def test_steps_compile_once_and_donate(tiny, batch):
         step(first, batch)
     assert all(x.is_deleted() for x in jax.tree.leaves((state.opt_state, state.params["connector"])))
     assert not any(x.is_deleted() for x in jax.tree.leaves(state.params["vision_model"]))
+
+
+def test_an_optimiser_whose_state_begins_with_the_params_themselves(tiny, batch):
+    """Each array is donated once."""
+    optimizer = optax.contrib.prodigy(1.0)  # remembers where the params began
+    state, _ = run(tiny, batch, optimizer, steps=2)
+    assert np.all(np.isfinite(kernel(state.params)))
 
 
 @pytest.mark.parametrize("change", [lambda x: np.float32(x / 255), lambda x: x[:, :32]])
