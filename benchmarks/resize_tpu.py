@@ -10,77 +10,38 @@ its size bucket, which NumPy arrays and files go through, and the encoder with o
 
 import dataclasses
 import functools
-import os
-import re
 
-os.environ |= {
-    "JAX_PLATFORMS": "cpu",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-}
-
+from benchmarks import chips  # isort: skip  (before JAX)
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from multipatch_jax import weights
 from multipatch_jax.encode import trace_encode
 from multipatch_jax.preprocess import bucket_of, image_filters, tile_image, tile_padded
 from multipatch_jax.presets import SMOLVLM_256M
 from multipatch_jax.tiling import plan_tiles
 
-FLOPS, CLOCK = 197e12, 1.5e9  # a second; the clock is the FLOPs over 4 matrix units of 2 * 128 * 128
+V5E = chips.CHIPS[0]
+CLOCK = 1.5e9  # a second: the FLOPs over 4 matrix units of 2 * 128 * 128
 TILE_FLOPS = 214.7e9
 TILING = SMOLVLM_256M.tiling
 
 
-def cycles(text: str) -> int:
-    """The sum of XLA's estimates over the entry computation."""
-    computations = {
-        name: body for name, body in re.findall(r"^(?:ENTRY )?%?([\w.-]+) \(.*?\{$(.*?)^\}", text, re.M | re.S)
-    }
-
-    def trips(line: str, condition: str) -> int:
-        """A loop's constant bound; where that is data, the blocks of 128 outputs that it can have at most."""
-        bounds = re.findall(r" constant\((\d+)\)", computations[condition])
-        return max(map(int, bounds or re.findall(r"s32\[(\d+),128\]", line)))
-
-    @functools.cache
-    def total(name: str) -> int:
-        result = 0
-        for line in computations[name].splitlines():
-            result += sum(map(int, re.findall(r'"estimated_cycles":"(\d+)"', line)))
-            if loop := re.search(r" while\(.*condition=%?([\w.-]+), body=%?([\w.-]+)", line):
-                result += trips(line, loop[1]) * total(loop[2])
-            if branches := re.search(r" conditional\(.*branch_computations=\{(.*?)\}", line):
-                result += max(total(branch.strip(" %")) for branch in branches[1].split(","))
-        return result
-
-    return total(re.search(r"^ENTRY %?([\w.-]+)", text, re.M)[1])
-
-
 def milliseconds(function, *arguments) -> float:
     """Of a function of arrays or their shapes, compiled for one v5e chip."""
-    chips = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
-    one_chip = NamedSharding(Mesh(np.array(chips[:1]), "x"), PartitionSpec())
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one_chip), arguments)
-    return cycles(jax.jit(function).lower(*shapes).compile().as_text()) / CLOCK * 1e3
+    text = jax.jit(function).lower(*chips.on(V5E.mesh(), arguments)).compile().as_text()
+    return chips.cycles(text) / CLOCK * 1e3
 
 
 def encoding(num_tiles: int, batch_size: int) -> float:
-    """Milliseconds of tower and connector in bfloat16."""
+    """Milliseconds of tower and connector in bfloat16, with plain attention: of a kernel XLA estimates nothing."""
     config = dataclasses.replace(SMOLVLM_256M, dtype="bfloat16", attention="plain", precision="default")
-    shapes = weights.param_shapes(config, ("vision", "connector"))
-    params = weights.unflatten({path: jax.ShapeDtypeStruct(shape, jnp.bfloat16) for path, shape in shapes.items()})
+    params = chips.bfloat16_params(config)
     tiles = jax.ShapeDtypeStruct((num_tiles, TILING.tile_size, TILING.tile_size, 3), np.uint8)
     return milliseconds(functools.partial(trace_encode, config=config, batch_size=batch_size), params, tiles)
 
 
 def main() -> None:
-    floor = 13 * TILE_FLOPS / FLOPS * 1e3
+    floor = 13 * TILE_FLOPS / V5E.flops * 1e3
     encoders = {f"{batch_size} in flight": encoding(13, batch_size) for batch_size in (1, 13)}
     fastest = min(encoders.values())
     print(f"encoding 13 tiles: {', '.join(f'{ms:.1f} ms {name}' for name, ms in encoders.items())}; ", end="")
