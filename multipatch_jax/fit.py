@@ -69,9 +69,11 @@ def fit(
     Raises:
       CheckpointError: the checkpoints are of later steps than the state, which was not restored from them.
       FloatingPointError: loss, gradients or params of a step are not finite. It names the step and the last checkpoint.
-      ValueError: no metric is the one that the checkpoints choose the best by; told at the first step, unless
-        `evaluate` is what should give it.
+      ValueError: `save_every` is no positive number; or no metric is the one that the checkpoints choose the best by,
+        told at the first step, unless `evaluate` is what should give it.
     """
+    if isinstance(save_every, bool) or not isinstance(save_every, int) or save_every < 1:
+        raise ValueError(f"save_every must be a positive number of steps, got {save_every!r}.")
     first, start = int(state.step), time.perf_counter()
     if checkpoints is not None:
         checkpoints.require_newest(first)

@@ -312,3 +312,9 @@ def test_every_epoch_has_every_example_once_and_an_order_of_its_own():
     assert not np.array_equal(*epochs)
     with pytest.raises(ValueError, match="A batch of 8 needs as many examples, got 7"):
         mp.batch_indices(0, num_examples=7, batch_size=8)
+
+
+@pytest.mark.parametrize("every", [0, -1, 2.5, True])
+def test_saving_at_no_interval_is_refused_before_the_first_step(every, step):
+    with pytest.raises(ValueError, match=f"save_every must be a positive number of steps, got {every}"):
+        mp.fit(step, new_state(), train_worker.batch_at, num_steps=1, save_every=every)
