@@ -8,6 +8,7 @@ which it also prints).
 """
 
 import argparse
+import dataclasses
 import json
 from pathlib import Path
 
@@ -60,6 +61,13 @@ def refusals(step, state):
     return said
 
 
+def kernels(state, mesh):
+    """How many a step has that is lowered for TPUs."""
+    config = dataclasses.replace(train_worker.CONFIG, attention="pallas_tpu")
+    step = mp.make_train_step(train_worker.noisy_loss, optax.adamw(1e-3), config=config, trainable=TRAINABLE, mesh=mesh)
+    return jax.jit(step).trace(state, batch_at(0)).lower(lowering_platforms=("tpu",)).as_text().count("tpu_custom_call")
+
+
 def train(name, out):
     devices = jax.devices()
     mesh = None
@@ -90,6 +98,7 @@ def train(name, out):
         "opt_state": list(mp.bytes_per_device(state.opt_state).values()),
         "layout_kept": all(jax.tree.leaves(same)),
         "refused": refusals(step, state) if name == "1,8,1" else [],
+        "kernels": kernels(state, mesh) if name == "1,8,1" else 0,
     }
     params = whole(state.params)
     if jax.process_count() > 1:  # each host encodes its own images
