@@ -102,8 +102,9 @@ def make_train_step(
       accumulate: pieces that a batch is cut into, one after another; their gradients are averaged in float32. A
         contrastive loss sees the pairs of a piece only.
       max_norm: gradients of a larger global norm are scaled down to it.
-      mesh, rules: as given to `init_train_state`. The step is called the same way; on several hosts each passes its own
-        rows of the batch (`local_rows`).
+      mesh, rules: as given to `init_train_state`. Each device runs its own tiles, by the attention that suits it; over
+        `tensor` heads are split, by "plain" attention unless config names another. The step is called the same way; on
+        several hosts each passes its own rows of the batch (`local_rows`).
 
     Returns:
       The step. Its metrics are scalars on the device: "loss", "grad_norm" (before clipping) and "param_norm", of the
