@@ -41,12 +41,12 @@ def finish(process):
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """Two processes that make one mesh of their devices, begun before the runs that they are held against."""
+    """Two processes that make meshes of all their devices, begun before the runs that they are held against."""
     out = tmp_path_factory.mktemp("pair")
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
-    both = [start(out, "2,2,2", "--process", index, "--of", 2, "--port", port, devices=4) for index in range(2)]
+    both = [start(out, *MESHES, "--process", index, "--of", 2, "--port", port, devices=4) for index in range(2)]
     yield out, both
     for process in both:
         process.kill()
@@ -145,15 +145,16 @@ def test_two_processes_are_one_run(runs, pair):
     out, both = pair
     for process in both:
         finish(process)
-    check_like_single(out, "2,2,2", runs)
-    _, together = results(out, "2,2,2")
-    _, alone = results(runs, "2,2,2")
-    for path, value in alone.items():
-        assert distance(together[path], value) <= tolerances.SAME_PROGRAM, path
-    with mp.TrainCheckpoints(out / "2,2,2-run", train_worker.CONFIG) as checkpoints:
-        state = checkpoints.restore(train_worker.new_state(optax.adamw(1e-3), "^(?!.*k_proj/bias)"))
-    for path, value in weights.flatten(state.params).items():
-        assert np.array_equal(value, together[path]), path
+    for name in MESHES:
+        check_like_single(out, name, runs)
+        _, together = results(out, name)
+        _, alone = results(runs, name)
+        for path, value in alone.items():
+            assert distance(together[path], value) <= tolerances.SAME_PROGRAM, (name, path)
+        with mp.TrainCheckpoints(out / f"{name}-run", train_worker.CONFIG) as checkpoints:
+            state = checkpoints.restore(train_worker.new_state(optax.adamw(1e-3), "^(?!.*k_proj/bias)"))
+        for path, value in weights.flatten(state.params).items():
+            assert np.array_equal(value, together[path]), (name, path)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
