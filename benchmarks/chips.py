@@ -96,11 +96,18 @@ def layer_flops(config: ModelConfig) -> float:
     return patches * width * (8.0 * width + 4 * vision.intermediate_size + 4 * patches)
 
 
+LOOP = re.compile(r" while\(.*condition=%?([\w.-]+), body=%?([\w.-]+)")
+
+
+def computations_of(text: str) -> tuple[dict[str, str], str]:
+    """A program's computations by name, and the name of the one that it enters by."""
+    computations = dict(re.findall(r"^(?:ENTRY )?%?([\w.-]+) \(.*?\{$(.*?)^\}", text, re.M | re.S))
+    return computations, re.search(r"^ENTRY %?([\w.-]+)", text, re.M)[1]
+
+
 def cycles(text: str) -> int:
     """The sum of XLA's estimates over a TPU program's entry computation: loops by their trips, the dearer branch."""
-    computations = {
-        name: body for name, body in re.findall(r"^(?:ENTRY )?%?([\w.-]+) \(.*?\{$(.*?)^\}", text, re.M | re.S)
-    }
+    computations, entry = computations_of(text)
 
     def trips(line: str, condition: str) -> int:
         """A loop's constant bound; where that is data, the blocks of 128 outputs that it can have at most."""
@@ -115,11 +122,11 @@ def cycles(text: str) -> int:
         result = 0
         for line in computations[name].splitlines():
             result += sum(map(int, re.findall(r'"estimated_cycles":"(\d+)"', line)))
-            if loop := re.search(r" while\(.*condition=%?([\w.-]+), body=%?([\w.-]+)", line):
+            if loop := LOOP.search(line):
                 result += trips(line, loop[1]) * total(loop[2])
             if branches := re.search(r" conditional\(.*branch_computations=\{(.*?)\}", line):
                 result += max(total(branch.strip(" %")) for branch in branches[1].split(","))
         totals[name] = result
         return result
 
-    return total(re.search(r"^ENTRY %?([\w.-]+)", text, re.M)[1])
+    return total(entry)

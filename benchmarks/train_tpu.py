@@ -15,7 +15,6 @@ from benchmarks import chips  # isort: skip  (before JAX)
 import jax
 import numpy as np
 import optax
-from jax.sharding import NamedSharding
 
 import multipatch_jax as mp
 from multipatch_jax import sharding, training, weights
@@ -29,10 +28,11 @@ WIDTHS = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "pred": 1, "u8": 1}
 def collectives(text: str) -> dict[str, tuple[int, float]]:
     """Kind -> (how often, bytes of the results on one chip); in a loop as often as it runs.
 
-    A collective that overlaps with work appears in several of XLA's fusions, under one channel.
+    A collective that overlaps with work appears in several of XLA's fusions, under one channel; the sums of a shard_map
+    have one channel too, but each its own addition.
     """
-    computations = dict(re.findall(r"^(?:ENTRY )?%?([\w.-]+) \(.*?\{$(.*?)^\}", text, re.M | re.S))
-    found: dict[str, tuple[str, int, int]] = {}
+    computations, entry = chips.computations_of(text)
+    found: dict[tuple[str, ...], tuple[str, int, int]] = {}
 
     def look(name: str, times: int) -> None:
         for line in computations[name].splitlines():
@@ -40,15 +40,16 @@ def collectives(text: str) -> dict[str, tuple[int, float]]:
                 shapes = re.findall(r"(\w+)\[([\d,]*)\]", match[1])
                 size = sum(WIDTHS[kind] * math.prod(int(n) for n in sides.split(",") if n) for kind, sides in shapes)
                 kind = "reduce-scatter" if name.startswith("all-reduce-scatter") else match[2]
-                found[re.search(r"channel_id=(\d+)", line)[1]] = kind, times, times * size
-            if loop := re.search(r" while\(.*condition=%?([\w.-]+), body=%?([\w.-]+)", line):
+                identity = re.findall(r"(?:channel_id|to_apply)=%?([\w.-]+)", line)
+                found[tuple(identity)] = kind, times, times * size
+            if loop := chips.LOOP.search(line):
                 trips = max(map(int, re.findall(r" constant\((\d+)\)", computations[loop[1]])), default=1)
                 look(loop[2], times * trips)
             else:
                 for called in re.findall(r"(?:calls|to_apply|async_computation)=%?([\w.-]+)", line):
                     look(called, times)
 
-    look(re.search(r"^ENTRY %?([\w.-]+)", text, re.M)[1], 1)
+    look(entry, 1)
     totals: dict[str, tuple[int, float]] = {}
     for kind, times, size in found.values():
         before = totals.get(kind, (0, 0))
@@ -70,11 +71,12 @@ def compile_step(config: mp.ModelConfig, mesh: jax.sharding.Mesh, tiles: int):
         "tiles": jax.ShapeDtypeStruct((tiles, side, side, 3), np.uint8),
         "teacher": jax.ShapeDtypeStruct((tiles, rows, width), np.float32),
     }
-    layouts = sharding.shardings(state, mesh), jax.tree.map(lambda _: NamedSharding(mesh, sharding.BATCH), batch)
-    state, batch = (
-        jax.tree.map(lambda x, layout: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout), tree, layout)
-        for tree, layout in zip((state, batch), layouts, strict=True)
-    )
+    layout = sharding.shardings(state, mesh)
+    state = jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), state, layout)
+    batch = chips.on(mesh, batch, *sharding.BATCH)
+    # What "auto" comes to where the program runs: this machine is no TPU.
+    attention = "plain" if mesh.shape["tensor"] > 1 else "pallas_tpu"
+    config = dataclasses.replace(config, attention=attention)
     step = training.make_train_step(
         loss_fn, optimizer, config=config, trainable="all", remat=True, max_norm=1.0, mesh=mesh
     )

@@ -201,8 +201,7 @@ def encode_tiles(
     Returns:
       (N, tokens_per_tile, D_text).
     """
-    side = config.tiling.tile_size
-    check_array("tiles", tiles, ("N", side, side, 3), np.uint8)
+    check_tiles(tiles, config)
     config, params = resolve(config, params), model_params(params)
     return _encode_tiles(params, tiles, config=config, batch_size=tiles_in_flight(batch_size), mesh=mesh_of(params))
 
@@ -272,6 +271,12 @@ def encode_image(
     else:
         tokens = _encode_tiles(params, tile_image_host(image, config.tiling), **static)
     return tokens.reshape(-1, tokens.shape[-1])
+
+
+def check_tiles(tiles: Any, config: ModelConfig) -> None:
+    """Raises a ValueError for tiles that are not uint8 (N, M, M, 3) of the config's size."""
+    side = config.tiling.tile_size
+    check_array("tiles", tiles, ("N", side, side, 3), np.uint8)
 
 
 def check_array(name: str, array: Any, shape: tuple, dtype: Any) -> None:

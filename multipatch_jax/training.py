@@ -12,7 +12,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from multipatch_jax.config import ModelConfig
-from multipatch_jax.encode import Params, encode_tiles
+from multipatch_jax.encode import Params, check_tiles, encode_tiles, model_params, resolve, trace_encode
 from multipatch_jax.lora import merge_lora
 from multipatch_jax.sharding import BATCH, RULES, Rules, batch_parts, check_mesh, gather, shard_batch, shardings
 from multipatch_jax.trainable import merge_params, split_params
@@ -102,8 +102,9 @@ def make_train_step(
       accumulate: pieces that a batch is cut into, one after another; their gradients are averaged in float32. A
         contrastive loss sees the pairs of a piece only.
       max_norm: gradients of a larger global norm are scaled down to it.
-      mesh, rules: as given to `init_train_state`. The step is called the same way; on several hosts each passes its own
-        rows of the batch (`local_rows`).
+      mesh, rules: as given to `init_train_state`. Each device runs its own tiles, by the attention that suits it; over
+        `tensor` heads are split, by "plain" attention unless config names another. The step is called the same way; on
+        several hosts each passes its own rows of the batch (`local_rows`).
 
     Returns:
       The step. Its metrics are scalars on the device: "loss", "grad_norm" (before clipping) and "param_norm", of the
@@ -117,13 +118,19 @@ def make_train_step(
     if isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1:
         raise ValueError(f"accumulate must be a positive number of pieces, got {accumulate!r}.")
     config = dataclasses.replace(config, remat=remat)
-    if mesh is not None and config.attention == "auto":
-        # The compiler splits plain attention over a mesh; loops over heads and kernels it would gather first.
+    split_heads = mesh is not None and mesh.shape["tensor"] > 1
+    if split_heads and config.attention == "auto":
+        # The compiler splits plain attention by heads; loops over them and kernels it would gather first.
         config = dataclasses.replace(config, attention="plain")
 
     def encode(params: Params, tiles: jax.Array) -> jax.Array:
+        if mesh is None:
+            return encode_tiles(params, tiles, config=config)
         # On a mesh all tiles of a piece are in flight, each on its own device; `accumulate` is the loop.
-        return encode_tiles(params, tiles, config=config, batch_size=None if mesh is None else len(tiles))
+        if split_heads:
+            return encode_tiles(params, tiles, config=config, batch_size=len(tiles))
+        check_tiles(tiles, config)
+        return trace_encode(model_params(params), tiles, resolve(config, params), len(tiles), mesh)
 
     def loss_of(trained: Params, frozen: Params, batch: Any, rng: jax.Array) -> jax.Array:
         params = merge_lora(merge_params(trained, frozen))

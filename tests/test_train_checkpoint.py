@@ -19,17 +19,25 @@ from tests import train_worker
 ROOT = Path(__file__).parent.parent
 
 
-def killed(folder, *options):
-    """The exit status of a run in its own process, and the names that it leaves behind."""
+def begin(folder, *options):
+    """A run in a process of its own that will die."""
     command = [sys.executable, "-m", "tests.train_worker", str(folder), *options]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    return {path.name for path in folder.iterdir()}
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory):
-    """The state after a run of 40 steps that nobody disturbs."""
+def killed(tmp_path_factory):
+    """Folders of the two runs that die, which do so side by side."""
+    folders = {option: tmp_path_factory.mktemp(option.strip("-")) for option in ("--die-at", "--die-saving")}
+    runs = [begin(folder, option, "20") for option, folder in folders.items()]
+    yield folders, runs
+    for run in runs:
+        run.kill()
+
+
+@pytest.fixture(scope="module")
+def straight(killed, tmp_path_factory):
+    """The state after a run of 40 steps that nobody disturbs, made while the others die."""
     first, state = train_worker.run(tmp_path_factory.mktemp("straight"))
     assert first == 0
     return state
@@ -38,20 +46,31 @@ def straight(tmp_path_factory):
 @pytest.mark.parametrize(
     ("death", "goes_on"),
     [
-        (("--die-at", "20"), 20),
-        pytest.param(("--die-at", "27"), 20, marks=pytest.mark.slow),  # seven steps are made again
-        (("--die-saving", "20"), 10),  # that save is lost, and nothing else
+        ("--die-at", 20),
+        ("--die-saving", 10),  # that save is lost, and nothing else
     ],
 )
-def test_a_killed_run_goes_on_bit_for_bit(death, goes_on, straight, tmp_path):
-    left = killed(tmp_path, *death)
+def test_a_killed_run_goes_on_bit_for_bit(death, goes_on, straight, killed):
+    folders, runs = killed
+    check_goes_on(folders[death], runs[list(folders).index(death)], goes_on, straight)
+
+
+@pytest.mark.slow
+def test_a_run_killed_between_saves_makes_its_steps_again(straight, tmp_path):
+    check_goes_on(tmp_path, begin(tmp_path, "--die-at", "27"), 20, straight)
+
+
+def check_goes_on(folder, run, goes_on, straight):
+    output, _ = run.communicate(timeout=250)
+    assert run.returncode == -signal.SIGKILL, output
+    left = {path.name for path in folder.iterdir()}
     assert ("20" in left) == (goes_on == 20)
     assert ("20" in left) or any(name.startswith("20.") for name in left)  # it died in the middle of writing it
-    first, state = train_worker.run(tmp_path)
+    first, state = train_worker.run(folder)
     assert first == goes_on
     for (path, resumed), expected in zip(leaves(state), jax.tree.leaves(straight._replace(rng=None)), strict=True):
         assert np.array_equal(resumed, expected), path
-    left = {path.name for path in tmp_path.iterdir()}
+    left = {path.name for path in folder.iterdir()}
     assert left >= {"20", "30", "40"}
     assert not any("tmp" in name for name in left)
 
