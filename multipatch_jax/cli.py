@@ -250,7 +250,9 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--platform", action="append", choices=PLATFORMS, help="may be given several times (default: all three)"
     )
-    export.add_argument("--batch-size", type=int, metavar="N", help="tiles in flight (default: 1 on a CPU, 8 on a TPU, 17 on a GPU)")
+    export.add_argument(
+        "--batch-size", type=int, metavar="N", help="tiles in flight (default: 1 on a CPU, 8 on a TPU, 17 on a GPU)"
+    )
     export.add_argument("--dtype", choices=DTYPES, help="of the params and the tokens; the checkpoint's if left out")
 
     demo = command("demo", _demo, "a photograph to tokens with SmolVLM-256M, and a picture of its tiles")
