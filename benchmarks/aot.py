@@ -6,7 +6,8 @@
     python -m benchmarks.aot --short        two layers for a v5e, in half a minute: does it still compile?
 
 Printed is what XLA says of each program. Bytes are an upper bound of the traffic with memory, as buffers that stay on
-the chip are counted too; those of our attention kernel are its blocks times its grid. Nobody has run these programs.
+the chip are counted too; those of our attention kernel are its blocks times its grid. Nobody has run the TPUs'
+programs; an H100's are timed by `python -m benchmarks.gpu`.
 """
 
 import argparse
