@@ -67,8 +67,8 @@ def test_every_program_deserialises_and_names_its_platform(exported, platform, t
     entry = manifest["platforms"][platform]
     program = jax.export.deserialize(bytearray((folder / entry["file"]).read_bytes()))
     assert program.platforms == (platform,)
-    side, batch = tiny.config.tiling.tile_size, 1 if platform == "cpu" else 8
-    assert str(program.in_avals[-1].shape) == f"({'' if batch == 1 else '8*'}n, {side}, {side}, 3)"
+    side, batch = tiny.config.tiling.tile_size, {"cpu": 1, "tpu": 8, "cuda": 17}[platform]
+    assert str(program.in_avals[-1].shape) == f"({'' if batch == 1 else f'{batch}*'}n, {side}, {side}, 3)"
     assert entry["batch_size"] == batch
     dtype = params["connector"]["modality_projection"]["proj"]["kernel"].dtype
     assert program.out_avals[0].dtype == manifest["dtype"] == dtype
