@@ -52,16 +52,16 @@ def ours(folder: Path, flags: str = "", image: str = "") -> Callable[[], object]
     return run
 
 
-def reference(folder: Path, attention: str, compiled: bool = False) -> Callable[[], object]:
+def reference(folder: Path, name: str, compiled: bool = False) -> Callable[[], object]:
     import torch
 
-    module = torch_module(folder, attention).cuda().bfloat16()
+    module = torch_module(folder).cuda().bfloat16()
     if compiled:
         module = torch.compile(module)
     pixels = (torch.from_numpy(np.load(folder / "tiles.npy")).cuda().float() - 127.5) / 127.5
     pixels = pixels.permute(0, 3, 1, 2).bfloat16().contiguous()
     with torch.inference_mode():
-        keep_tokens(folder, f"torch {attention} {compiled}", module(pixels).float().cpu().numpy())
+        keep_tokens(folder, name, module(pixels).float().cpu().numpy())
 
     def run() -> None:
         with torch.inference_mode():
@@ -105,8 +105,8 @@ CUBLAS = "--xla_gpu_enable_triton_gemm=false"
 SYSTEMS: dict[str, tuple[Callable[[Path], Callable[[], object]], str]] = {
     "multipatch_jax": (ours, "ours"),
     f"multipatch_jax, {CUBLAS}": (lambda folder: ours(folder, CUBLAS), f"ours{CUBLAS}"),
-    "transformers, sdpa": (lambda folder: reference(folder, "sdpa"), "torch sdpa False"),
-    "transformers, torch.compile": (lambda folder: reference(folder, "sdpa", True), "torch sdpa True"),
+    "transformers, sdpa": (lambda folder: reference(folder, "sdpa"), "sdpa"),
+    "transformers, torch.compile": (lambda folder: reference(folder, "compiled", compiled=True), "compiled"),
 }
 WHOLE = {
     f"encode_image, 12 megapixels, {kind}": lambda folder, kind=kind: ours(folder, CUBLAS, kind)

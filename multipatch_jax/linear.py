@@ -36,9 +36,10 @@ class Dense(nn.Module):
     """`flax.linen.Dense` for (M, K) inputs, with the same parameters, on `matmul`.
 
     Attributes:
-      in_dtype: the product and the bias are each in `dtype`, which XLA makes one call of cuBLAS of, with a GELU if one
-        follows, in float32 and rounded once, if `--xla_gpu_enable_triton_gemm=false` is in XLA_FLAGS. Without it they
-        are a rounding more, but half the bytes. For CUDA; elsewhere the float32 result costs nothing.
+      in_dtype: rounds the product to `dtype` before the bias is added, rather than both at once. For 16 bits on CUDA,
+        where a float32 product is written to memory and read again; elsewhere it costs nothing. With
+        `--xla_gpu_enable_triton_gemm=false` in XLA_FLAGS, product, bias and a GELU that follows are one call of
+        cuBLAS, which computes in float32 and rounds once.
     """
 
     features: int

@@ -48,7 +48,7 @@ def add_lora(rng: jax.Array, params: Params, *, kernels: str = "(q_proj|v_proj)/
 def merge_lora(params: Params) -> Params:
     """Plain params, kernel + a b in the kernel's own dtype: to encode with, to export, or to go on training.
 
-    In bfloat16, of the kernel or of the computation, a correction under 1/512 of a weight is rounded away.
+    In bfloat16, of the kernel or of the computation, a correction under 1/512 of a weight is mostly rounded away.
 
     Params without LoRA come back as they are.
     """

@@ -44,7 +44,12 @@ def _dense(config: ModelConfig, features: int, name: str, in_dtype: bool = False
     return Dense(features, dtype=config.dtype, precision=config.precision, in_dtype=in_dtype, name=name)
 
 
-def _on_cuda_in_16_bits(config: ModelConfig) -> bool:
+def _in_dtype(config: ModelConfig) -> bool:
+    """For a program in 16 bits on CUDA, which cuDNN's attention tells: see `Dense`.
+
+    Not for out_proj and fc2, whose float32 results are added to the residual before they are rounded: with a rounding
+    more there, the 2.2B's tower was 1.102 times as far from float32 as the reference, and the bound is 1.1.
+    """
     return resolve_implementation(config.attention, config.dtype) == "cudnn"
 
 
@@ -57,7 +62,7 @@ def _layer_norm(config: ModelConfig, name: str) -> nn.LayerNorm:
 class PatchEmbedding(nn.Module):
     """A convolution whose windows do not overlap, with its parameters, as the one matrix product that it is.
 
-    The convolution that XLA takes for it took 10 times as long on an H100.
+    For 17 tiles on an H100 the convolution took 0.7 ms of 11, and this takes 0.1.
     """
 
     config: ModelConfig
@@ -100,7 +105,7 @@ class Attention(nn.Module):
         vision = self.config.vision
         dense = functools.partial(_dense, self.config, vision.hidden_size)
         heads = (x.shape[0], vision.num_attention_heads, vision.head_dim)
-        in_dtype = _on_cuda_in_16_bits(self.config)
+        in_dtype = _in_dtype(self.config)
         q, k, v = (dense(name, in_dtype)(x).reshape(heads) for name in ("q_proj", "k_proj", "v_proj"))
         implementation = resolve_implementation(self.config.attention, self.config.dtype)
         x = attention(q, k, v, mask=mask, implementation=implementation, precision=self.config.precision)
@@ -108,13 +113,16 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two layers with the tanh form of GELU between, computed in float32 as its input is rounded already."""
+    """Two layers with the tanh form of GELU between, computed in float32 as its input is rounded already.
+
+    With `_in_dtype` it has no float32 of its own, so that cuBLAS can take it into the product before it.
+    """
 
     config: ModelConfig
 
     @nn.compact
     def __call__(self, x: Float[Array, "P D"]) -> Float[Array, "P D"]:
-        in_dtype = _on_cuda_in_16_bits(self.config)
+        in_dtype = _in_dtype(self.config)
         h = _dense(self.config, self.config.vision.intermediate_size, "fc1", in_dtype)(x)
         h = nn.gelu(h if in_dtype else h.astype(jnp.float32), approximate=True).astype(h.dtype)
         return _dense(self.config, x.shape[-1], "fc2")(h)

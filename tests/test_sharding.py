@@ -1,6 +1,5 @@
 """Training on eight devices is training on one; arrays really are split; several processes are one run."""
 
-import functools
 import json
 import os
 import socket
@@ -20,8 +19,8 @@ from tests import tolerances, train_worker
 from tests.test_parity import distance
 
 ROOT = Path(__file__).parent.parent
-MESHES = ("1,8,1", "2,2,2")  # tiles shared out by shard_map, and heads split by the compiler; every axis
-OTHERS = tuple(pytest.param(name, marks=pytest.mark.slow) for name in ("8,1,1", "1,1,4"))
+MESHES = ("8,1,1", "1,8,1", "1,1,4", "2,2,2")
+OF_TWO = ("1,8,1", "2,2,2")  # by two processes: tiles shared out by shard_map, and heads split by the compiler
 
 
 def start(*arguments, devices=8):
@@ -46,7 +45,7 @@ def pair(tmp_path_factory):
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
-    both = [start(out, *MESHES, "--process", index, "--of", 2, "--port", port, devices=4) for index in range(2)]
+    both = [start(out, *OF_TWO, "--process", index, "--of", 2, "--port", port, devices=4) for index in range(2)]
     yield out, both
     for process in both:
         process.kill()
@@ -58,18 +57,6 @@ def runs(pair, tmp_path_factory):
     out = tmp_path_factory.mktemp("meshes")
     finish(start(out, "single", *MESHES))
     return out
-
-
-@pytest.fixture(scope="module")
-def folder_of(runs):
-    """Where the results of a mesh are; those of the others are made when one is asked for."""
-
-    @functools.cache
-    def others():
-        finish(start(runs, "8,1,1", "1,1,4"))
-        return runs
-
-    return lambda name: runs if name in MESHES else others()
 
 
 def results(out, name):
@@ -92,18 +79,15 @@ def check_like_single(out, name, runs):
     )  # five steps do change something
 
 
-@pytest.mark.parametrize("name", [*MESHES, *OTHERS])
-def test_a_mesh_gives_the_losses_and_params_of_one_device(name, runs, folder_of):
-    check_like_single(folder_of(name), name, runs)
+@pytest.mark.parametrize("name", MESHES)
+def test_a_mesh_gives_the_losses_and_params_of_one_device(name, runs):
+    check_like_single(runs, name, runs)
 
 
-SHARES = {"1,8,1": 0.16, "2,2,2": 0.34, "8,1,1": 1.0, "1,1,4": 0.46}
-
-
-@pytest.mark.parametrize("name", [*MESHES, *OTHERS])
-def test_params_and_optimiser_state_are_split(name, runs, folder_of):
+@pytest.mark.parametrize(("name", "share"), [("8,1,1", 1.0), ("1,8,1", 0.16), ("1,1,4", 0.46), ("2,2,2", 0.34)])
+def test_params_and_optimiser_state_are_split(name, share, runs):
     """Bytes on each device. Norms and some biases are on all of them, and embeddings on all of `tensor`."""
-    share, (report, _) = SHARES[name], results(folder_of(name), name)
+    report, _ = results(runs, name)
     single, _ = results(runs, "single")
     assert report["layout_kept"]
     for part in ("params", "opt_state"):
@@ -145,7 +129,7 @@ def test_two_processes_are_one_run(runs, pair):
     out, both = pair
     for process in both:
         finish(process)
-    for name in MESHES:
+    for name in OF_TWO:
         check_like_single(out, name, runs)
         _, together = results(out, name)
         _, alone = results(runs, name)

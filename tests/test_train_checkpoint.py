@@ -27,11 +27,13 @@ def begin(folder, *options):
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
-    """Folders of the two runs that die, which do so side by side."""
-    folders = {option: tmp_path_factory.mktemp(option.strip("-")) for option in ("--die-at", "--die-saving")}
-    runs = [begin(folder, option, "20") for option, folder in folders.items()]
-    yield folders, runs
-    for run in runs:
+    """Folder and process of each of the two runs that die, side by side."""
+    runs = {}
+    for option in ("--die-at", "--die-saving"):
+        folder = tmp_path_factory.mktemp(option.strip("-"))
+        runs[option] = folder, begin(folder, option, "20")
+    yield runs
+    for _, run in runs.values():
         run.kill()
 
 
@@ -51,8 +53,7 @@ def straight(killed, tmp_path_factory):
     ],
 )
 def test_a_killed_run_goes_on_bit_for_bit(death, goes_on, straight, killed):
-    folders, runs = killed
-    check_goes_on(folders[death], runs[list(folders).index(death)], goes_on, straight)
+    check_goes_on(*killed[death], goes_on, straight)
 
 
 @pytest.mark.slow
