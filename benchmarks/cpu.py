@@ -23,13 +23,15 @@ from benchmarks import turns
 
 FLOPS = 214.7e9  # of a tile: tower and connector
 MATMUL = 2048
+EIGEN = "--xla_cpu_experimental_ynn_fusion_type="  # XLA's other matmul, which sums in blocks of its own
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The systems: from the folder with the checkpoint and the tile to a function that computes the tile's tokens.
 
 
-def ours(folder: Path, **config: Any) -> Callable:
+def ours(folder: Path, flags: str = "", **config: Any) -> Callable:
+    os.environ["XLA_FLAGS"] = flags
     import multipatch_jax as mp
 
     loaded, params = mp.from_pretrained(folder)
@@ -129,6 +131,7 @@ def matmul_numpy(folder: Path) -> Callable:
 SYSTEMS: dict[str, Callable[[Path], Callable]] = {
     "multipatch_jax": ours,
     'multipatch_jax, precision="high"': lambda folder: ours(folder, precision="high"),
+    'multipatch_jax, "high", Eigen': lambda folder: ours(folder, EIGEN, precision="high"),
     "transformers, sdpa": lambda folder: reference(folder, "sdpa"),
     "transformers, eager": lambda folder: reference(folder, "eager"),
     "transformers, torch.compile": lambda folder: reference(folder, "sdpa", compiled=True),
