@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from jax.extend.backend import get_backend
 from jaxtyping import Array, Bool, Float
 
+from multipatch_jax import native
 from multipatch_jax.linear import BLOCK
 
-IMPLEMENTATIONS = ("plain", "blocked", "pallas_tpu", "cudnn")
+IMPLEMENTATIONS = ("plain", "blocked", "native", "pallas_tpu", "cudnn")
 QUERIES = 512  # of a block, at most: 2 MB of scores stay in cache, and fewer rows make slower matmuls
 LANES = 128  # of a TPU's registers, which its memory is read in
 
@@ -19,11 +20,23 @@ def resolve_implementation(implementation: str, dtype: str | None, platform: str
     """What "auto" means for a computation in `dtype`; decided before tracing, as it is part of the program.
 
     Args:
-      platform: what the program is for, "cpu", "tpu", "cuda" or "rocm"; None is the machine that this runs on.
+      platform: what the program is for, "cpu", "tpu", "cuda" or "rocm", wherever it will run: compiled code of ours is
+        not part of it. None is the machine that this runs on.
+
+    Raises:
+      ValueError: "native" where it is not to be had.
     """
+    if implementation == "native" and (dtype != "float32" or platform is not None or not native.best_build()):
+        raise ValueError(
+            'attention="native" is for float32 on a CPU, in a program for this machine, where the compiled encoder was '
+            f"built (pip install it again, with a C++ compiler); got {dtype}, {platform or 'this machine'} and the "
+            f'builds {native.builds()}. Use "auto".'
+        )
     if implementation != "auto":
         return implementation
     if platform is None:
+        if dtype == "float32" and jax.default_backend() == "cpu" and native.best_build():
+            return "native"
         platform = jax.default_backend()
         if platform == "gpu" and "cuda" in get_backend().platform_version:
             # cuDNN's kernel is for Ampere and later.
@@ -49,7 +62,8 @@ def attention(
       mask: True for the patches that may be attended to. Masked keys get no weight; masked queries are still computed,
         as in the reference.
       implementation: static. "plain" makes all (H, P, P) scores at once; "blocked" those of one head and at most 512
-        queries at a time, so that they stay in a CPU's cache, forward and backward. "pallas_tpu" is a kernel that keeps
+        queries at a time, so that they stay in a CPU's cache, forward and backward; "native", an encoder that is
+        compiled whole, is "blocked" in what it leaves to JAX: masks and gradients. "pallas_tpu" is a kernel that keeps
         them on the chip; its backward pass is plain's. "cudnn" is that library's kernel, for 16-bit inputs on CUDA;
         with a mask, which its backward pass does not take for odd P, it is "plain".
       precision: of the two matmuls, for float32 inputs.
@@ -59,7 +73,7 @@ def attention(
     """
     if implementation == "plain" or (implementation == "cudnn" and mask is not None):
         return _plain(q, k, v, mask, precision)
-    if implementation == "blocked":
+    if implementation in ("blocked", "native"):
         return _blocked(q, k, v, mask, precision)
     if implementation == "pallas_tpu":
         return _pallas_tpu(q, k, v, mask, precision)

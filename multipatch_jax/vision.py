@@ -4,6 +4,7 @@ Modules hold shapes and names (HF's own, so that params read like a checkpoint);
 Every module takes the whole `ModelConfig`; the functions of `encode` resolve its `dtype` and `attention` first.
 """
 
+import dataclasses
 import functools
 import math
 
@@ -12,6 +13,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
+from multipatch_jax import native
 from multipatch_jax.attention import attention, resolve_implementation
 from multipatch_jax.config import ModelConfig
 from multipatch_jax.linear import Dense, matmul
@@ -143,7 +145,10 @@ class EncoderLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """`num_hidden_layers` blocks, scanned: their params are stacked in front, and one block is compiled."""
+    """`num_hidden_layers` blocks, scanned: their params are stacked in front, and one block is compiled.
+
+    With "native" attention, full tiles go through compiled code of ours instead.
+    """
 
     config: ModelConfig
 
@@ -157,8 +162,18 @@ class Encoder(nn.Module):
             length=self.config.vision.num_hidden_layers,
             check_constancy_invariants=False,  # a second trace of the block, for what we don't use
         )
-        x, _ = layers(self.config, name="layers")(x, mask)
-        return x
+        layers = layers(self.config, name="layers")
+        implementation = resolve_implementation(self.config.attention, self.config.dtype)
+        if implementation != "native" or mask is not None or self.is_initializing():
+            return layers(x, mask)[0]
+        in_jax = Encoder(dataclasses.replace(self.config, attention="blocked"), parent=None)
+        return native.encoder(
+            self.variables["params"]["layers"],
+            x,
+            self.config.vision.num_attention_heads,
+            self.config.vision.layer_norm_eps,
+            lambda params, x: in_jax.apply({"params": {"layers": params}}, x),
+        )
 
 
 class VisionTransformer(nn.Module):

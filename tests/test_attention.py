@@ -9,6 +9,7 @@ import pytest
 import torch
 from jax.experimental.pallas import tpu as pltpu
 
+from multipatch_jax import native
 from multipatch_jax.attention import IMPLEMENTATIONS, attention, resolve_implementation
 from tests import tolerances
 
@@ -142,7 +143,17 @@ def test_auto_is_decided_by_platform_and_dtype():
         ("rocm", "bfloat16"): "plain",
     }
     assert resolve_implementation("plain", "float32", "tpu") == "plain"
-    assert resolve_implementation("auto", "float32") == resolve_implementation("auto", "float32", jax.default_backend())
+    here = resolve_implementation("auto", "float32")
+    assert here == ("native" if native.best_build() else "blocked") or jax.default_backend() != "cpu"
+    assert resolve_implementation("auto", "bfloat16") == resolve_implementation(
+        "auto", "bfloat16", jax.default_backend()
+    )
+
+
+@pytest.mark.parametrize(("dtype", "platform"), [("bfloat16", None), ("float32", "tpu"), ("float32", "cpu")])
+def test_native_is_refused_where_it_cannot_be(dtype, platform):
+    with pytest.raises(ValueError, match=r"is for float32 on a CPU, in a program for this machine.*Use \"auto\""):
+        resolve_implementation("native", dtype, platform)
 
 
 def test_an_unknown_implementation_is_refused():

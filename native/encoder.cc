@@ -1,0 +1,208 @@
+// The SigLIP encoder in float32 as one custom call of XLA on a CPU: all layers over the patches of one tile.
+//
+// The same mathematics as `multipatch_jax.vision.Encoder`, which names the parameters. Built once for every set of
+// instructions (setup.py); `multipatch_jax.native` picks the best that the machine has.
+
+#include <cmath>
+#include <cstdint>
+
+#include "attention.h"
+#include "matmul.h"
+#include "memory.h"
+#include "parallel.h"
+#include "simd.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace multipatch {
+namespace {
+
+namespace ffi = xla::ffi;
+using Array = ffi::Buffer<ffi::F32>;
+
+constexpr int64_t kColumnBlock = 384;  // columns of a task
+
+struct Shape {
+  int64_t patches, width, hidden, heads;
+  float epsilon;
+};
+
+// (x - mean) / sqrt(variance + epsilon) * gain + bias of one row.
+void LayerNorm(const float* x, const float* gain, const float* bias, int64_t width, float epsilon, float* out) {
+  const int64_t whole = width / kLanes * kLanes;
+  Vec sums = {};
+  for (int64_t i = 0; i < whole; i += kLanes) sums += Load(x + i);
+  float mean = Sum(sums);
+  for (int64_t i = whole; i < width; i++) mean += x[i];
+  mean /= width;
+  Vec squares = {};
+  for (int64_t i = 0; i < whole; i += kLanes) {
+    const Vec d = Load(x + i) - mean;
+    squares += d * d;
+  }
+  float variance = Sum(squares);
+  for (int64_t i = whole; i < width; i++) variance += (x[i] - mean) * (x[i] - mean);
+  const float inverse = 1.0f / std::sqrt(variance / width + epsilon);
+  for (int64_t i = 0; i < whole; i += kLanes) {
+    Store(out + i, (Load(x + i) - mean) * (Load(gain + i) * inverse) + Load(bias + i));
+  }
+  for (int64_t i = whole; i < width; i++) out[i] = (x[i] - mean) * (gain[i] * inverse) + bias[i];
+}
+
+// The tanh form, x * sigmoid(2 sqrt(2 / pi) (x + 0.044715 x^3)).
+Vec Gelu(Vec x) { return x / (1.0f + Exp(x * (x * x * 0.044715f + 1.0f) * -1.5957691216f)); }
+
+// What is done to sums that are complete: bias, and then nothing, GELU, or the addition to the residual.
+enum class Then { kNothing, kGelu, kAdd };
+
+template <Then then>
+void Finish(float* sums, int64_t ld, const float* bias, float* residual, int64_t rows, int64_t columns) {
+  float padded[kColumns] = {};
+  for (int64_t j = 0; j < columns; j++) padded[j] = bias[j];
+  for (int64_t i = 0; i < rows; i++) {
+    for (int64_t j = 0; j < columns; j += kLanes) {  // scratch has room for whole vectors
+      const Vec x = Load(sums + i * ld + j) + Load(padded + j);
+      if (then == Then::kNothing) Store(sums + i * ld + j, x);
+      if (then == Then::kGelu) Store(sums + i * ld + j, Gelu(x));
+      if (then == Then::kAdd) Store(residual + i * ld + j, Load(residual + i * ld + j) + x);
+    }
+  }
+}
+
+struct Dense {
+  const float *kernel, *bias;  // (depth, columns), (columns)
+  float *out, *residual;       // rows `ld_out` apart, both
+};
+
+// Dense layers of one input, in blocks of columns.
+template <Then then>
+void Apply(const float* x, int64_t ldx, std::initializer_list<Dense> layers, int64_t rows, int64_t depth,
+           int64_t columns, int64_t ld_out, float* scratch, Workers& workers) {
+  const int64_t blocks = (columns + kColumnBlock - 1) / kColumnBlock;
+  const int64_t count = blocks * layers.size();
+  // With many threads rows are shared out too, at the price of packing a block of columns more than once.
+  const int64_t parts = std::min((2 * workers.count() + count - 1) / count, (rows + kRowBlock - 1) / kRowBlock);
+  const int64_t part = RoundUp((rows + parts - 1) / parts, kRows);
+  workers.Run(count * parts, [&](int64_t task, int64_t worker) {
+    const Dense& layer = layers.begin()[task / parts / blocks];
+    const int64_t row = task % parts * part, column = task / parts % blocks * kColumnBlock;
+    const int64_t height = std::min(part, rows - row), width = std::min(kColumnBlock, columns - column);
+    if (height <= 0) return;
+    float* packed = scratch + worker * kDepth * kColumnBlock;
+    const int64_t at = row * ld_out + column;
+    for (int64_t k = 0; k < depth; k += kDepth) {
+      const int64_t terms = std::min(kDepth, depth - k);
+      Pack(layer.kernel + k * columns + column, columns, terms, width, packed);
+      Multiply(x + row * ldx + k, ldx, packed, height, terms, width, layer.out + at, ld_out, k > 0,
+               [&](int64_t i, int64_t j, int64_t tile_rows, int64_t tile_columns) {
+                 if (k + terms < depth) return;
+                 Finish<then>(layer.out + at + i * ld_out + j, ld_out, layer.bias + column + j,
+                              layer.residual + at + i * ld_out + j, tile_rows, tile_columns);
+               });
+    }
+  });
+}
+
+ffi::Error Encode(ffi::ThreadPool pool, Array x, Array norm1_gain, Array norm1_bias,
+                  Array q_kernel, Array q_bias, Array k_kernel, Array k_bias, Array v_kernel, Array v_bias,
+                  Array out_kernel, Array out_bias, Array norm2_gain, Array norm2_bias, Array fc1_kernel,
+                  Array fc1_bias, Array fc2_kernel, Array fc2_bias, ffi::Result<Array> result, int64_t heads,
+                  float epsilon) {
+  const int64_t rows = x.dimensions()[0], width = x.dimensions()[1];
+  const int64_t layers = fc1_kernel.dimensions()[0], hidden = fc1_kernel.dimensions()[2];
+  Workers workers(pool);
+  const Attention attention{rows, heads, width / heads};
+  const int64_t ld = Stride(width), ld_hidden = Stride(hidden);
+  int64_t size = 0;
+  const auto reserve = [&size](int64_t numbers) {
+    const int64_t at = size;
+    size += RoundUp(numbers, 16);
+    return at;
+  };
+  const int64_t at_residual = reserve(rows * ld), at_normed = reserve(rows * ld), at_q = reserve(rows * ld),
+                at_k = reserve(rows * ld), at_v = reserve(rows * ld), at_sums = reserve(rows * ld),
+                at_hidden = reserve(rows * ld_hidden), at_packed = reserve(attention.packed_size()),
+                at_workers =
+                    reserve(workers.count() * std::max(attention.worker_size(), kDepth * RoundUp(kColumnBlock, kColumns)));
+  const Memory allocated(size);
+  if (!allocated.get()) return ffi::Error(ffi::ErrorCode::kResourceExhausted, "No memory for the encoder's scratch.");
+  float* scratch = allocated.get();
+  float *residual = scratch + at_residual, *normed = scratch + at_normed, *q = scratch + at_q, *k = scratch + at_k,
+        *v = scratch + at_v, *sums = scratch + at_sums, *mlp = scratch + at_hidden, *per_worker = scratch + at_workers;
+
+  constexpr int64_t kNormRows = 64;
+  const auto normalise = [&](const float* gain, const float* bias) {
+    workers.Run((rows + kNormRows - 1) / kNormRows, [&](int64_t block, int64_t) {
+      for (int64_t i = block * kNormRows; i < std::min(rows, (block + 1) * kNormRows); i++) {
+        LayerNorm(residual + i * ld, gain, bias, width, epsilon, normed + i * ld);
+      }
+    });
+  };
+  const auto of_layer = [](const Array& array, int64_t layer) {
+    return array.typed_data() + layer * (array.element_count() / array.dimensions()[0]);
+  };
+
+  for (int64_t i = 0; i < rows; i++) std::memcpy(residual + i * ld, x.typed_data() + i * width, width * sizeof(float));
+  for (int64_t n = 0; n < layers; n++) {
+    normalise(of_layer(norm1_gain, n), of_layer(norm1_bias, n));
+    Apply<Then::kNothing>(normed, ld,
+                          {{of_layer(q_kernel, n), of_layer(q_bias, n), q, q},
+                           {of_layer(k_kernel, n), of_layer(k_bias, n), k, k},
+                           {of_layer(v_kernel, n), of_layer(v_bias, n), v, v}},
+                          rows, width, width, ld, per_worker, workers);
+    attention.Run(q, k, v, ld, normed, ld, scratch + at_packed, per_worker, workers);
+    Apply<Then::kAdd>(normed, ld, {{of_layer(out_kernel, n), of_layer(out_bias, n), sums, residual}}, rows, width, width,
+                      ld, per_worker, workers);
+    normalise(of_layer(norm2_gain, n), of_layer(norm2_bias, n));
+    Apply<Then::kGelu>(normed, ld, {{of_layer(fc1_kernel, n), of_layer(fc1_bias, n), mlp, mlp}}, rows, width, hidden,
+                       ld_hidden, per_worker, workers);
+    Apply<Then::kAdd>(mlp, ld_hidden, {{of_layer(fc2_kernel, n), of_layer(fc2_bias, n), sums, residual}}, rows, hidden,
+                      width, ld, per_worker, workers);
+  }
+  for (int64_t i = 0; i < rows; i++) {
+    std::memcpy(result->typed_data() + i * width, residual + i * ld, width * sizeof(float));
+  }
+  return ffi::Error::Success();
+}
+
+}  // namespace
+}  // namespace multipatch
+
+#pragma GCC visibility push(default)  // what Python looks up
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(MultipatchEncoder, multipatch::Encode,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<multipatch::Array>()  // x (patches, width), and then all layers' parameters:
+                                  .Arg<multipatch::Array>()  // layer_norm1
+                                  .Arg<multipatch::Array>()
+                                  .Arg<multipatch::Array>()  // q_proj
+                                  .Arg<multipatch::Array>()
+                                  .Arg<multipatch::Array>()  // k_proj
+                                  .Arg<multipatch::Array>()
+                                  .Arg<multipatch::Array>()  // v_proj
+                                  .Arg<multipatch::Array>()
+                                  .Arg<multipatch::Array>()  // out_proj
+                                  .Arg<multipatch::Array>()
+                                  .Arg<multipatch::Array>()  // layer_norm2
+                                  .Arg<multipatch::Array>()
+                                  .Arg<multipatch::Array>()  // fc1
+                                  .Arg<multipatch::Array>()
+                                  .Arg<multipatch::Array>()  // fc2
+                                  .Arg<multipatch::Array>()
+                                  .Ret<multipatch::Array>()
+                                  .Attr<int64_t>("heads")
+                                  .Attr<float>("epsilon"));
+
+// Whether this machine has the instructions that this library was built with.
+extern "C" int MultipatchSupported() {
+#if defined(__AVX512F__)
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
+#elif defined(__AVX2__)
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#else
+  return 1;
+#endif
+}
+
+#pragma GCC visibility pop

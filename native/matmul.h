@@ -1,0 +1,132 @@
+// Products of row-major matrices, one tile of sums in registers at a time.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <utility>
+
+#include "simd.h"
+
+namespace multipatch {
+
+// Terms summed in one go. One accumulator over K terms drifts with sqrt(K); with blocks of 256, whose sums are added
+// up, a whole tower is as far from float64 as the reference. A block of the right side's tile also stays in L1.
+constexpr int64_t kDepth = 256;
+constexpr int64_t kRowBlock = 120;  // rows of the left side that stay in L2 while the columns go by
+
+constexpr int64_t kAhead = 8;      // rows of the right side that are fetched before they are packed
+
+inline int64_t RoundUp(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+// Between rows of scratch that hold `n` numbers: room for whole tiles, and never a multiple of 4096 bytes, which would
+// put one column of all rows into one set of the cache.
+inline int64_t Stride(int64_t n) { return RoundUp(n, kColumns) + 16; }
+
+// c (kRows x kVectors vectors) = or += a b, b packed: `depth` rows of V vectors each.
+template <int R, int V>
+void Tile(const float* a, int64_t lda, const float* b, int64_t depth, float* c, int64_t ldc, bool add) {
+  Vec sums[R][V];
+  for (int i = 0; i < R; i++) {
+    for (int j = 0; j < V; j++) {
+      sums[i][j] = Vec{};
+      __builtin_prefetch(c + i * ldc + j * kLanes, 1);
+    }
+  }
+  constexpr int kGroups = (R + 2) / 3;  // a register for every three rows, as x86 adds 0, 1 and 2 strides for free
+  const float* rows[kGroups];
+  for (int g = 0; g < kGroups; g++) rows[g] = a + 3 * g * lda;
+  for (int64_t k = 0; k < depth; k++) {
+    Vec columns[V];
+    for (int j = 0; j < V; j++) columns[j] = Load(b + j * kLanes);
+#pragma GCC unroll 12
+    for (int i = 0; i < R; i++) {
+      const float left = rows[i / 3][i % 3 * lda];
+      for (int j = 0; j < V; j++) sums[i][j] += left * columns[j];
+    }
+    for (int g = 0; g < kGroups; g++) rows[g]++;
+    b += V * kLanes;
+  }
+  for (int i = 0; i < R; i++) {
+    for (int j = 0; j < V; j++) {
+      float* to = c + i * ldc + j * kLanes;
+      Store(to, add ? Load(to) + sums[i][j] : sums[i][j]);
+    }
+  }
+}
+
+using TileFunction = void (*)(const float*, int64_t, const float*, int64_t, float*, int64_t, bool);
+
+// Tiles at the border are smaller: kTiles[rows - 1][vectors - 1].
+template <int R, int... V>
+constexpr std::array<TileFunction, kVectors> TilesOfRows(std::integer_sequence<int, V...>) {
+  return {Tile<R, V + 1>...};
+}
+template <int... R>
+constexpr std::array<std::array<TileFunction, kVectors>, kRows> AllTiles(std::integer_sequence<int, R...>) {
+  return {TilesOfRows<R + 1>(std::make_integer_sequence<int, kVectors>())...};
+}
+inline constexpr auto kTiles = AllTiles(std::make_integer_sequence<int, kRows>());
+
+// Vectors of the panel that starts `left` columns before the end.
+inline int64_t PanelVectors(int64_t left) { return std::min<int64_t>(kVectors, (left + kLanes - 1) / kLanes); }
+
+// `depth` rows of w's `columns`, panel after panel of kColumns; what is beyond the last column is zeros.
+inline void Pack(const float* w, int64_t ldw, int64_t depth, int64_t columns, float* out) {
+  const int64_t whole = columns / kColumns * kColumns, width = PanelVectors(columns - whole) * kLanes;
+  for (int64_t k = 0; k < depth; k++, w += ldw) {
+    for (int64_t j = 0; j < columns; j += 16) __builtin_prefetch(w + kAhead * ldw + j);
+    for (int64_t j = 0; j < whole; j += kColumns) {
+      for (int v = 0; v < kVectors; v++) Store(out + j * depth + k * kColumns + v * kLanes, Load(w + j + v * kLanes));
+    }
+    float* last = out + whole * depth + k * width;
+    for (int64_t i = 0; i < width; i++) last[i] = whole + i < columns ? w[whole + i] : 0.0f;
+  }
+}
+
+// Lines of a block of a matrix, brought to L2 a few at a time while something else is computed.
+class Ahead {
+ public:
+  Ahead(const float* block, int64_t ld, int64_t rows, int64_t columns, int64_t steps)
+      : block_(block), ld_(ld), columns_(columns), lines_((rows * columns / 16 + steps - 1) / steps) {}
+
+  void Step() {
+    for (int64_t i = 0; i < lines_; i++) {
+      __builtin_prefetch(block_ + at_, 0, 2);
+      at_ += 16;
+      if (at_ >= columns_) {
+        at_ = 0;
+        block_ += ld_;
+      }
+    }
+  }
+
+ private:
+  const float* block_;
+  int64_t ld_, columns_, lines_, at_ = 0;
+};
+
+// c (rows x columns) = or += a (rows x depth) b, with b as Pack leaves it. After each tile, done(row, column, rows,
+// columns) may finish it while it is in L1.
+template <typename Done>
+void Multiply(const float* a, int64_t lda, const float* packed, int64_t rows, int64_t depth, int64_t columns, float* c,
+              int64_t ldc, bool add, Done done) {
+  for (int64_t row = 0; row < rows; row += kRowBlock) {
+    const int64_t end = std::min(rows, row + kRowBlock);
+    // What comes next: more rows, or the first of them in the next block of terms.
+    const int64_t height = std::min(kRowBlock, end < rows ? rows - end : rows);
+    Ahead next(end < rows ? a + end * lda : a + depth, lda, height, depth,
+               ((columns + kColumns - 1) / kColumns) * ((end - row + kRows - 1) / kRows));
+    for (int64_t j = 0; j < columns; j += kColumns) {
+      const int64_t vectors = PanelVectors(columns - j);
+      for (int64_t i = row; i < end; i += kRows) {
+        const int64_t height = std::min<int64_t>(kRows, end - i);
+        next.Step();
+        kTiles[height - 1][vectors - 1](a + i * lda, lda, packed + j * depth, depth, c + i * ldc + j, ldc, add);
+        done(i, j, height, std::min<int64_t>(kColumns, columns - j));
+      }
+    }
+  }
+}
+
+}  // namespace multipatch
