@@ -19,6 +19,9 @@ if platform.machine() in ("x86_64", "AMD64"):
 # Hidden, or the loader would make one of the same inline names of two builds.
 FLAGS = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fvisibility=hidden", "-Wno-psabi", "-Wno-ignored-attributes"]
 
+if platform.system() == "Darwin":
+    FLAGS.append("-mmacosx-version-min=11.0")
+
 
 def jaxlib_headers() -> list[str]:
     """Where XLA's C++ interface is, without importing jax."""

@@ -3,7 +3,8 @@
 SmolVLM-256M's tower and connector in float32, the same random weights and the same tile for all. Every system has a
 process of its own and they take turns, one tile each, so that a change of the machine's speed meets all of them; what
 counts are medians and ratios. The ceiling is the best float32 matmul rate of XLA, torch and NumPy, measured likewise.
-Prints a table and writes benchmarks/cpu.json.
+Prints a table and writes benchmarks/cpu.json; with `--without-avx512`, which hides those instructions from every system
+on a machine that has them, benchmarks/cpu_without_avx512.json.
 """
 
 import argparse
@@ -23,15 +24,13 @@ from benchmarks import turns
 
 FLOPS = 214.7e9  # of a tile: tower and connector
 MATMUL = 2048
-EIGEN = "--xla_cpu_experimental_ynn_fusion_type="  # XLA's other matmul, which sums in blocks of its own
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The systems: from the folder with the checkpoint and the tile to a function that computes the tile's tokens.
 
 
-def ours(folder: Path, flags: str = "", **config: Any) -> Callable:
-    os.environ["XLA_FLAGS"] = flags
+def ours(folder: Path, **config: Any) -> Callable:
     import multipatch_jax as mp
 
     loaded, params = mp.from_pretrained(folder)
@@ -130,8 +129,7 @@ def matmul_numpy(folder: Path) -> Callable:
 
 SYSTEMS: dict[str, Callable[[Path], Callable]] = {
     "multipatch_jax": ours,
-    'multipatch_jax, precision="high"': lambda folder: ours(folder, precision="high"),
-    'multipatch_jax, "high", Eigen': lambda folder: ours(folder, EIGEN, precision="high"),
+    "multipatch_jax, XLA alone": lambda folder: ours(folder, attention="blocked"),
     "transformers, sdpa": lambda folder: reference(folder, "sdpa"),
     "transformers, eager": lambda folder: reference(folder, "eager"),
     "transformers, torch.compile": lambda folder: reference(folder, "sdpa", compiled=True),
@@ -175,6 +173,7 @@ def make_checkpoint(folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--without-avx512", action="store_true", help="Linux, an Intel processor and a C compiler")
     parser.add_argument("--worker", nargs=2, metavar=("NAME", "FOLDER"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
@@ -184,12 +183,22 @@ def main() -> None:
         folder = Path(name)
         make_checkpoint(folder)
         np.save(folder / "tile.npy", np.random.default_rng(0).integers(0, 256, (512, 512, 3), np.uint8))
+        if args.without_avx512:
+            os.environ["LD_PRELOAD"] = hide_avx512(folder)
         times = turns.take_turns("benchmarks.cpu", [*SYSTEMS, *CEILING], folder, args.rounds)
         tokens = [np.load(folder / f"{index}.npy") for index in range(len(SYSTEMS))]
-    report(times, tokens)
+    report(times, tokens, "cpu_without_avx512" if args.without_avx512 else "cpu")
 
 
-def report(times: dict[str, list[float]], tokens: list[np.ndarray]) -> None:
+def hide_avx512(folder: Path) -> str:
+    """What is to be preloaded."""
+    library = folder / "hide_avx512.so"
+    source = turns.ROOT / "benchmarks" / "hide_avx512.c"
+    subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+    return str(library)
+
+
+def report(times: dict[str, list[float]], tokens: list[np.ndarray], name: str) -> None:
     medians = {system: statistics.median(values) for system, values in times.items()}
     rates = {system: 2 * MATMUL**3 / medians[system] for system in CEILING}
     ceiling = max(rates.values())
@@ -203,7 +212,7 @@ def report(times: dict[str, list[float]], tokens: list[np.ndarray]) -> None:
     for system, rate in rates.items():
         print(f"{system:<34} {'':>8} {'':>6} {rate / 1e9:8.0f}")
     packages = "jax jaxlib flax torch transformers onnxruntime openvino numpy".split()
-    turns.write_record("cpu", packages, seconds=times)
+    turns.write_record(name, packages, seconds=times)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ of its own, taking turns; medians, and ratios to the reference. Prints a table a
 
 import argparse
 import dataclasses
-import os
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -15,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import turns
-from benchmarks.cpu import EIGEN, make_checkpoint
+from benchmarks.cpu import make_checkpoint
 
 PHOTO = "photo.jpg"
 
 
-def ours(folder: Path, flags: str = "", **changes: Any) -> Callable[[], object]:
-    os.environ["XLA_FLAGS"] = flags
+def ours(folder: Path, **changes: Any) -> Callable[[], object]:
     import multipatch_jax as mp
 
     config, params = mp.from_pretrained(folder)
@@ -50,8 +48,7 @@ def reference(folder: Path) -> Callable[[], object]:
 
 SYSTEMS: dict[str, Callable[[Path], Callable[[], object]]] = {
     "multipatch_jax": ours,
-    'multipatch_jax, precision="high"': lambda folder: ours(folder, precision="high"),
-    'multipatch_jax, "high", Eigen': lambda folder: ours(folder, EIGEN, precision="high"),
+    "multipatch_jax, XLA alone": lambda folder: ours(folder, attention="blocked"),
     "transformers, sdpa": reference,
 }
 

@@ -143,8 +143,8 @@ class ModelConfig:
       model_type: "idefics3" or "smolvlm", as in config.json.
       embedding_size: width of the vectors of a ColIdefics3 retriever, None for a model that generates text.
       dtype: computation dtype by name; None computes in the dtype of the params.
-      attention: "plain", "blocked" and "native" (CPU; native is the whole encoder in compiled code, float32), "pallas_tpu",
-        "cudnn" (CUDA, 16 bits), or "auto" for what suits the backend.
+      attention: "plain", "blocked" (CPU), "native" (CPU, float32: the whole encoder in compiled code of ours),
+        "pallas_tpu", "cudnn" (CUDA, 16 bits), or "auto" for what suits the backend.
       precision: matmul precision of float32 computation; lower dtypes have but one.
       remat: whether a backward pass makes a layer's activations again, rather than keep those of all layers.
     """

@@ -9,6 +9,7 @@ import ctypes
 import functools
 import importlib.util
 import platform
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -34,11 +35,18 @@ def builds() -> tuple[str, ...]:
         spec = importlib.util.find_spec(f"multipatch_jax._encoder_{name}")
         if spec is None or spec.origin is None:
             continue
-        library = ctypes.CDLL(spec.origin)
-        if library.MultipatchSupported():
+        try:
+            library = ctypes.CDLL(spec.origin)
+            if not library.MultipatchSupported():
+                continue
             handler = jax.ffi.pycapsule(library.MultipatchEncoder)
             jax.ffi.register_ffi_target(_target(name), handler, platform="cpu")
-            found.append(name)
+        except Exception as error:  # built for another jaxlib or another system: XLA's own code does as well
+            warnings.warn(
+                f"The compiled encoder {name} is left out ({error}); install multipatch_jax again.", stacklevel=2
+            )
+            continue
+        found.append(name)
     return tuple(found)
 
 
@@ -64,16 +72,18 @@ def encoder(
     """All layers over the patches of one tile, in float32.
 
     Args:
-      layers: their parameters, stacked in front, as `vision.Encoder` names them.
+      layers: their parameters, stacked in front, as `vision.Encoder` names them. Other dtypes are cast, as there.
       heads, epsilon: of the attention, and of the layer norms.
       otherwise: the same function in JAX, (layers, x) -> y, which is run in its place where it is differentiated.
       build: one of `builds()`; None is the best.
     """
-    operands = [functools.reduce(lambda tree, key: tree[key], name.split("/"), layers) for name in OF_LAYER]
+    operands = (functools.reduce(lambda tree, key: tree[key], name.split("/"), layers) for name in OF_LAYER)
     call = jax.ffi.ffi_call(
         _target(build or best_build() or "baseline"), jax.ShapeDtypeStruct(x.shape, x.dtype), vmap_method="sequential"
     )
-    return call(x, *operands, heads=np.int64(heads), epsilon=np.float32(epsilon))
+    return call(
+        x, *(operand.astype(x.dtype) for operand in operands), heads=np.int64(heads), epsilon=np.float32(epsilon)
+    )
 
 
 @functools.partial(encoder.defjvp, symbolic_zeros=True)

@@ -5,6 +5,8 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstring>
+#include <initializer_list>
 
 #include "attention.h"
 #include "matmul.h"
@@ -109,6 +111,7 @@ ffi::Error Encode(ffi::ThreadPool pool, Array x, Array norm1_gain, Array norm1_b
                   float epsilon) {
   const int64_t rows = x.dimensions()[0], width = x.dimensions()[1];
   const int64_t layers = fc1_kernel.dimensions()[0], hidden = fc1_kernel.dimensions()[2];
+  if (!rows) return ffi::Error::Success();
   Workers workers(pool);
   const Attention attention{rows, heads, width / heads};
   const int64_t ld = Stride(width), ld_hidden = Stride(hidden);

@@ -21,7 +21,10 @@ inline int64_t RoundUp(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 // Between rows of scratch that hold `n` numbers: room for whole tiles, and never a multiple of 4096 bytes, which would
 // put one column of all rows into one set of the cache.
-inline int64_t Stride(int64_t n) { return RoundUp(n, kColumns) + 16; }
+inline int64_t Stride(int64_t n) {
+  const int64_t stride = RoundUp(n, kColumns) + 16;
+  return stride % 1024 ? stride : stride + 16;
+}
 
 // c (kRows x kVectors vectors) = or += a b, b packed: `depth` rows of V vectors each.
 template <int R, int V>

@@ -16,7 +16,9 @@ class Memory {
   explicit Memory(int64_t numbers) {
     constexpr size_t kPage = 1 << 21;
     const size_t bytes = (numbers * sizeof(float) + kPage - 1) / kPage * kPage;
-    data_ = static_cast<float*>(std::aligned_alloc(kPage, bytes));
+    void* data = nullptr;  // as it stays where there is no memory
+    if (posix_memalign(&data, kPage, bytes)) data = nullptr;
+    data_ = static_cast<float*>(data);
 #if defined(__linux__)
     if (data_) madvise(data_, bytes, MADV_HUGEPAGE);
 #endif

@@ -1,6 +1,7 @@
 // Tasks shared out over XLA's own threads, so that no second pool of threads competes with them.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <memory>

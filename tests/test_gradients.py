@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import multipatch_jax as mp
-from multipatch_jax import attention, weights
+from multipatch_jax import native, weights
 from tests import tolerances
 from tests.conftest import TINY, make_model
 from tests.test_parity import distance, normalised
@@ -57,7 +57,7 @@ def check_gradients(ours, theirs, config):
 
 
 # What a CPU runs; the kernels of other backends take their gradient from "plain".
-ON_CPU = [name for name in attention.IMPLEMENTATIONS if name in ("plain", "blocked")]
+ON_CPU = ["plain", "blocked"] + ["native"] * (native.best_build() is not None)
 
 
 @pytest.mark.parametrize(("remat", "tiles"), [(False, "one after another"), (True, "all at once")])

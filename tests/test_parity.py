@@ -4,9 +4,6 @@ Each rung of the ladder gets the reference's own input of that stage, so that th
 """
 
 import dataclasses
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -62,37 +59,15 @@ def check_model(model, tiles):
     assert_float32_parity(tokens, tokens32, tokens64)
 
 
+@pytest.mark.parametrize("implementation", ["auto", "blocked"])  # test_native has every build of the compiled encoder
 @pytest.mark.parametrize(
     ("name", "layers", "count"), [("SmolVLM-256M", 12, 2), ("SmolVLM-2.2B", 2, 1), ("Idefics3-8B", 2, 1)]
 )
-def test_float32(name, layers, count, photo, tmp_path):
+def test_float32(name, layers, count, implementation, photo, tmp_path):
     config = with_layers(CONFIGS[name], layers)
-    check_model(make_model(config, tmp_path), some_tiles(photo, config, count))
-
-
-EIGEN = "--xla_cpu_experimental_ynn_fusion_type="
-ENCODE = """
-import dataclasses, sys
-import numpy as np
-import multipatch_jax as mp
-folder = sys.argv[1]
-config, params = mp.from_pretrained(folder)
-config = dataclasses.replace(config, precision="high")
-np.save(folder + "/tokens.npy", mp.encode_tiles(params, np.load(folder + "/tiles.npy"), config=config))
-"""
-
-
-def test_float32_at_high_on_eigen(photo, tmp_path):
-    """The README's flag for CPUs: XLA's other matmul sums in blocks of its own, so "high" is as exact as "highest"."""
-    config = with_layers(CONFIGS["SmolVLM-256M"], 12)
-    model, tiles = make_model(config, tmp_path), some_tiles(photo, config, 1)
-    np.save(tmp_path / "tiles.npy", tiles)
-    command = [sys.executable, "-c", ENCODE, str(tmp_path)]
-    done = subprocess.run(command, env=os.environ | {"XLA_FLAGS": EIGEN}, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    _, tokens32 = reference.image_features(model.reference, normalised(tiles))
-    _, tokens64 = reference.image_features(model.reference.double(), normalised(tiles))
-    assert_float32_parity(np.load(tmp_path / "tokens.npy"), tokens32, tokens64)
+    model = make_model(config, tmp_path)
+    model = model._replace(config=dataclasses.replace(config, attention=implementation))
+    check_model(model, some_tiles(photo, config, count))
 
 
 @pytest.mark.parametrize("name", [name for name in mp.PRESETS if mp.PRESETS[name] not in CONFIGS_SEEN])
