@@ -152,7 +152,7 @@ def keeping_tokens(name: str) -> Callable[[Path], Callable]:
 
     def system(folder: Path) -> Callable:
         run = SYSTEMS[name](folder)
-        np.save(folder / f"{list(SYSTEMS).index(name)}.npy", np.asarray(run()))
+        np.save(folder / f"{name}.npy", np.asarray(run()))
         return run
 
     return system
@@ -185,8 +185,9 @@ def main() -> None:
         np.save(folder / "tile.npy", np.random.default_rng(0).integers(0, 256, (512, 512, 3), np.uint8))
         if args.without_avx512:
             os.environ["LD_PRELOAD"] = hide_avx512(folder)
+            del SYSTEMS["transformers, torch.compile"]  # it asks /proc/cpuinfo, and so compiles for what is not there
         times = turns.take_turns("benchmarks.cpu", [*SYSTEMS, *CEILING], folder, args.rounds)
-        tokens = [np.load(folder / f"{index}.npy") for index in range(len(SYSTEMS))]
+        tokens = {system: np.load(folder / f"{system}.npy") for system in SYSTEMS}
     report(times, tokens, "cpu_without_avx512" if args.without_avx512 else "cpu")
 
 
@@ -198,13 +199,13 @@ def hide_avx512(folder: Path) -> str:
     return str(library)
 
 
-def report(times: dict[str, list[float]], tokens: list[np.ndarray], name: str) -> None:
+def report(times: dict[str, list[float]], tokens: dict[str, np.ndarray], name: str) -> None:
     medians = {system: statistics.median(values) for system, values in times.items()}
     rates = {system: 2 * MATMUL**3 / medians[system] for system in CEILING}
     ceiling = max(rates.values())
     print(f"{'system':<34} {'s a tile':>8} {'ratio':>6} {'GFLOP/s':>8} {'of ceiling':>10} {'from sdpa':>10}")
-    sdpa = tokens[list(SYSTEMS).index("transformers, sdpa")]
-    for system, result in zip(SYSTEMS, tokens, strict=True):
+    sdpa = tokens["transformers, sdpa"]
+    for system, result in tokens.items():
         seconds, rate = medians[system], FLOPS / medians[system]
         error = np.linalg.norm(result - sdpa) / np.linalg.norm(sdpa)
         ratio = turns.ratio(times, system, "transformers, sdpa")

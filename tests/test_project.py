@@ -36,7 +36,7 @@ def test_all_is_what_there_is():
 
 
 def test_a_module_imports_only_from_upstream():
-    order = """config presets image tiling resample preprocess linear attention vision connector processor
+    order = """config presets image tiling resample preprocess linear native attention vision connector processor
         retrieval weights lora hf_config hf_names hf_folder hub checkpoint encode export tile_queue cache stream packing
         video chat text compiles losses trainable sharding training train_checkpoint fit
         viz plots cli __main__""".split()
