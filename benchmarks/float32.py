@@ -35,6 +35,7 @@ def main() -> None:
     model = reference.reference_model(config)
     with tempfile.TemporaryDirectory() as folder:
         config, params = mp.from_pretrained(reference.save_checkpoint(model, config, Path(folder)))
+    config = dataclasses.replace(config, attention="blocked")  # XLA's code, whose blocks are these
     tiles = mp.tile_image_host(data.chelsea(), config.tiling)[-1:]
     pixels = np.asarray(preprocess.normalize(jax.numpy.asarray(tiles)))
     _, tokens32 = reference.image_features(model, pixels)

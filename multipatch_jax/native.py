@@ -77,13 +77,15 @@ def encoder(
       otherwise: the same function in JAX, (layers, x) -> y, which is run in its place where it is differentiated.
       build: one of `builds()`; None is the best.
     """
-    operands = (functools.reduce(lambda tree, key: tree[key], name.split("/"), layers) for name in OF_LAYER)
+
+    def operand(name: str) -> Array:
+        array: Any = functools.reduce(lambda tree, key: tree[key], name.split("/"), layers)
+        return array.astype(x.dtype)
+
     call = jax.ffi.ffi_call(
         _target(build or best_build() or "baseline"), jax.ShapeDtypeStruct(x.shape, x.dtype), vmap_method="sequential"
     )
-    return call(
-        x, *(operand.astype(x.dtype) for operand in operands), heads=np.int64(heads), epsilon=np.float32(epsilon)
-    )
+    return call(x, *map(operand, OF_LAYER), heads=np.int64(heads), epsilon=np.float32(epsilon))
 
 
 @functools.partial(encoder.defjvp, symbolic_zeros=True)

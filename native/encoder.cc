@@ -23,11 +23,6 @@ using Array = ffi::Buffer<ffi::F32>;
 
 constexpr int64_t kColumnBlock = 384;  // columns of a task
 
-struct Shape {
-  int64_t patches, width, hidden, heads;
-  float epsilon;
-};
-
 // (x - mean) / sqrt(variance + epsilon) * gain + bias of one row.
 void LayerNorm(const float* x, const float* gain, const float* bias, int64_t width, float epsilon, float* out) {
   const int64_t whole = width / kLanes * kLanes;
