@@ -145,7 +145,8 @@ class ModelConfig:
       dtype: computation dtype by name; None computes in the dtype of the params.
       attention: "plain", "blocked" (CPU), "native" (CPU, float32: the whole encoder in compiled code of ours),
         "pallas_tpu", "cudnn" (CUDA, 16 bits), or "auto" for what suits the backend.
-      precision: matmul precision of float32 computation; lower dtypes have but one.
+      precision: matmul precision of float32 computation; lower dtypes have but one, and the "native" encoder has only
+        the exact one.
       remat: whether a backward pass makes a layer's activations again, rather than keep those of all layers.
     """
 

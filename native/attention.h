@@ -32,7 +32,7 @@ struct Attention {
              values + row * RoundUp(width, kLanes));
       }
     });
-    const int64_t blocks = (patches + kQueries - 1) / kQueries;
+    const int64_t blocks = Count(patches, kQueries);
     workers.Run(heads * blocks, [&](int64_t task, int64_t worker) {
       const int64_t head = task / blocks, row = task % blocks * kQueries;
       Block(q + row * ld + head * width, ld, std::min(kQueries, patches - row), packed + head * keys_size(),

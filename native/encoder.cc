@@ -74,11 +74,11 @@ struct Dense {
 template <Then then>
 void Apply(const float* x, int64_t ldx, std::initializer_list<Dense> layers, int64_t rows, int64_t depth,
            int64_t columns, int64_t ld_out, float* scratch, Workers& workers) {
-  const int64_t blocks = (columns + kColumnBlock - 1) / kColumnBlock;
+  const int64_t blocks = Count(columns, kColumnBlock);
   const int64_t count = blocks * layers.size();
   // With many threads rows are shared out too, at the price of packing a block of columns more than once.
-  const int64_t parts = std::min((2 * workers.count() + count - 1) / count, (rows + kRowBlock - 1) / kRowBlock);
-  const int64_t part = RoundUp((rows + parts - 1) / parts, kRows);
+  const int64_t parts = std::min(Count(2 * workers.count(), count), Count(rows, kRowBlock));
+  const int64_t part = RoundUp(Count(rows, parts), kRows);
   workers.Run(count * parts, [&](int64_t task, int64_t worker) {
     const Dense& layer = layers.begin()[task / parts / blocks];
     const int64_t row = task % parts * part, column = task / parts % blocks * kColumnBlock;
@@ -99,11 +99,10 @@ void Apply(const float* x, int64_t ldx, std::initializer_list<Dense> layers, int
   });
 }
 
-ffi::Error Encode(ffi::ThreadPool pool, Array x, Array norm1_gain, Array norm1_bias,
-                  Array q_kernel, Array q_bias, Array k_kernel, Array k_bias, Array v_kernel, Array v_bias,
-                  Array out_kernel, Array out_bias, Array norm2_gain, Array norm2_bias, Array fc1_kernel,
-                  Array fc1_bias, Array fc2_kernel, Array fc2_bias, ffi::Result<Array> result, int64_t heads,
-                  float epsilon) {
+ffi::Error Encode(ffi::ThreadPool pool, Array x, Array norm1_gain, Array norm1_bias, Array q_kernel, Array q_bias,
+                  Array k_kernel, Array k_bias, Array v_kernel, Array v_bias, Array out_kernel, Array out_bias,
+                  Array norm2_gain, Array norm2_bias, Array fc1_kernel, Array fc1_bias, Array fc2_kernel,
+                  Array fc2_bias, ffi::Result<Array> result, int64_t heads, float epsilon) {
   const int64_t rows = x.dimensions()[0], width = x.dimensions()[1];
   const int64_t layers = fc1_kernel.dimensions()[0], hidden = fc1_kernel.dimensions()[2];
   if (!rows) return ffi::Error::Success();
@@ -129,7 +128,7 @@ ffi::Error Encode(ffi::ThreadPool pool, Array x, Array norm1_gain, Array norm1_b
 
   constexpr int64_t kNormRows = 64;
   const auto normalise = [&](const float* gain, const float* bias) {
-    workers.Run((rows + kNormRows - 1) / kNormRows, [&](int64_t block, int64_t) {
+    workers.Run(Count(rows, kNormRows), [&](int64_t block, int64_t) {
       for (int64_t i = block * kNormRows; i < std::min(rows, (block + 1) * kNormRows); i++) {
         LayerNorm(residual + i * ld, gain, bias, width, epsilon, normed + i * ld);
       }

@@ -17,7 +17,8 @@ constexpr int64_t kRowBlock = 120;  // rows of the left side that stay in L2 whi
 
 constexpr int64_t kAhead = 8;      // rows of the right side that are fetched before they are packed
 
-inline int64_t RoundUp(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+inline int64_t Count(int64_t n, int64_t of) { return (n + of - 1) / of; }  // blocks, the last of them maybe smaller
+inline int64_t RoundUp(int64_t n, int64_t to) { return Count(n, to) * to; }
 
 // Between rows of scratch that hold `n` numbers: room for whole tiles, and never a multiple of 4096 bytes, which would
 // put one column of all rows into one set of the cache.
@@ -72,7 +73,7 @@ constexpr std::array<std::array<TileFunction, kVectors>, kRows> AllTiles(std::in
 inline constexpr auto kTiles = AllTiles(std::make_integer_sequence<int, kRows>());
 
 // Vectors of the panel that starts `left` columns before the end.
-inline int64_t PanelVectors(int64_t left) { return std::min<int64_t>(kVectors, (left + kLanes - 1) / kLanes); }
+inline int64_t PanelVectors(int64_t left) { return std::min<int64_t>(kVectors, Count(left, kLanes)); }
 
 // `depth` rows of w's `columns`, panel after panel of kColumns; what is beyond the last column is zeros.
 inline void Pack(const float* w, int64_t ldw, int64_t depth, int64_t columns, float* out) {
@@ -91,7 +92,7 @@ inline void Pack(const float* w, int64_t ldw, int64_t depth, int64_t columns, fl
 class Ahead {
  public:
   Ahead(const float* block, int64_t ld, int64_t rows, int64_t columns, int64_t steps)
-      : block_(block), ld_(ld), columns_(columns), lines_((rows * columns / 16 + steps - 1) / steps) {}
+      : block_(block), ld_(ld), columns_(columns), lines_(Count(rows * columns / 16, steps)) {}
 
   void Step() {
     for (int64_t i = 0; i < lines_; i++) {
@@ -119,7 +120,7 @@ void Multiply(const float* a, int64_t lda, const float* packed, int64_t rows, in
     // What comes next: more rows, or the first of them in the next block of terms.
     const int64_t height = std::min(kRowBlock, end < rows ? rows - end : rows);
     Ahead next(end < rows ? a + end * lda : a + depth, lda, height, depth,
-               ((columns + kColumns - 1) / kColumns) * ((end - row + kRows - 1) / kRows));
+               Count(columns, kColumns) * Count(end - row, kRows));
     for (int64_t j = 0; j < columns; j += kColumns) {
       const int64_t vectors = PanelVectors(columns - j);
       for (int64_t i = row; i < end; i += kRows) {

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 import multipatch_jax as mp
+from multipatch_jax import native
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -48,6 +50,12 @@ def test_a_module_imports_only_from_upstream():
                 assert module.removeprefix("multipatch_jax.") in order[:place], f"{name} imports {module}"
     files = {path.stem for path in (ROOT / "multipatch_jax").glob("*.py")}
     assert files == {*order, "__init__"}
+
+
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="there is no C++ compiler here")
+def test_where_there_is_a_compiler_the_encoder_was_built():
+    """Or all of test_native would be skipped and no one would know."""
+    assert native.builds()
 
 
 def test_the_readmes_commands_exist():
