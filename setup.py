@@ -18,6 +18,7 @@ if platform.machine() in ("x86_64", "AMD64"):
     }
 # Hidden, or the loader would make one of the same inline names of two builds.
 FLAGS = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fvisibility=hidden", "-Wno-psabi", "-Wno-ignored-attributes"]
+FLAGS += ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]  # of GCC's own header for AVX-512
 
 if platform.system() == "Darwin":
     FLAGS.append("-mmacosx-version-min=11.0")

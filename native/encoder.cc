@@ -45,8 +45,12 @@ void LayerNorm(const float* x, const float* gain, const float* bias, int64_t wid
   for (int64_t i = whole; i < width; i++) out[i] = (x[i] - mean) * (gain[i] * inverse) + bias[i];
 }
 
-// The tanh form, x * sigmoid(2 sqrt(2 / pi) (x + 0.044715 x^3)).
-Vec Gelu(Vec x) { return x / (1.0f + Exp(x * (x * x * 0.044715f + 1.0f) * -1.5957691216f)); }
+// The tanh form, x * sigmoid(2 sqrt(2 / pi) (x + 0.044715 x^3)), with the exponent of 2 in place of e's.
+Vec Gelu(Vec x) {
+  constexpr float scale = -2.0 * 0.7978845608028654 * 1.4426950408889634;
+  const Vec exponent = x * (x * x * (0.044715f * scale) + scale);
+  return x / (1.0f + Exp2(Min(Max(exponent, Vec{} - 126.0f), Vec{} + 126.0f)));
+}
 
 // What is done to sums that are complete: bias, and then nothing, GELU, or the addition to the residual.
 enum class Then { kNothing, kGelu, kAdd };
@@ -56,6 +60,7 @@ void Finish(float* sums, int64_t ld, const float* bias, float* residual, int64_t
   float padded[kColumns] = {};
   for (int64_t j = 0; j < columns; j++) padded[j] = bias[j];
   for (int64_t i = 0; i < rows; i++) {
+    if (then == Then::kAdd) __builtin_prefetch(residual + (i + kRows) * ld, 1);  // of the next tile
     for (int64_t j = 0; j < columns; j += kLanes) {  // scratch has room for whole vectors
       const Vec x = Load(sums + i * ld + j) + Load(padded + j);
       if (then == Then::kNothing) Store(sums + i * ld + j, x);
@@ -117,7 +122,7 @@ ffi::Error Encode(ffi::ThreadPool pool, Array x, Array norm1_gain, Array norm1_b
   };
   const int64_t at_residual = reserve(rows * ld), at_normed = reserve(rows * ld), at_q = reserve(rows * ld),
                 at_k = reserve(rows * ld), at_v = reserve(rows * ld), at_sums = reserve(rows * ld),
-                at_hidden = reserve(rows * ld_hidden), at_packed = reserve(attention.packed_size()),
+                at_hidden = reserve(rows * ld_hidden),
                 at_workers =
                     reserve(workers.count() * std::max(attention.worker_size(), kDepth * RoundUp(kColumnBlock, kColumns)));
   const Memory allocated(size);
@@ -146,7 +151,7 @@ ffi::Error Encode(ffi::ThreadPool pool, Array x, Array norm1_gain, Array norm1_b
                            {of_layer(k_kernel, n), of_layer(k_bias, n), k, k},
                            {of_layer(v_kernel, n), of_layer(v_bias, n), v, v}},
                           rows, width, width, ld, per_worker, workers);
-    attention.Run(q, k, v, ld, normed, ld, scratch + at_packed, per_worker, workers);
+    attention.Run(q, k, v, ld, normed, ld, per_worker, workers);
     Apply<Then::kAdd>(normed, ld, {{of_layer(out_kernel, n), of_layer(out_bias, n), sums, residual}}, rows, width, width,
                       ld, per_worker, workers);
     normalise(of_layer(norm2_gain, n), of_layer(norm2_bias, n));

@@ -17,8 +17,8 @@ constexpr int64_t kRowBlock = 120;  // rows of the left side that stay in L2 whi
 
 constexpr int64_t kAhead = 8;      // rows of the right side that are fetched before they are packed
 
-inline int64_t Count(int64_t n, int64_t of) { return (n + of - 1) / of; }  // blocks, the last of them maybe smaller
-inline int64_t RoundUp(int64_t n, int64_t to) { return Count(n, to) * to; }
+constexpr int64_t Count(int64_t n, int64_t of) { return (n + of - 1) / of; }  // blocks, the last of them maybe smaller
+constexpr int64_t RoundUp(int64_t n, int64_t to) { return Count(n, to) * to; }
 
 // Between rows of scratch that hold `n` numbers: room for whole tiles, and never a multiple of 4096 bytes, which would
 // put one column of all rows into one set of the cache.
@@ -31,7 +31,9 @@ inline int64_t Stride(int64_t n) {
 template <int R, int V>
 void Tile(const float* a, int64_t lda, const float* b, int64_t depth, float* c, int64_t ldc, bool add) {
   Vec sums[R][V];
+#pragma GCC unroll 12
   for (int i = 0; i < R; i++) {
+#pragma GCC unroll 3
     for (int j = 0; j < V; j++) {
       sums[i][j] = Vec{};
       __builtin_prefetch(c + i * ldc + j * kLanes, 1);
@@ -40,6 +42,7 @@ void Tile(const float* a, int64_t lda, const float* b, int64_t depth, float* c, 
   constexpr int kGroups = (R + 2) / 3;  // a register for every three rows, as x86 adds 0, 1 and 2 strides for free
   const float* rows[kGroups];
   for (int g = 0; g < kGroups; g++) rows[g] = a + 3 * g * lda;
+#pragma GCC unroll 4
   for (int64_t k = 0; k < depth; k++) {
     Vec columns[V];
     for (int j = 0; j < V; j++) columns[j] = Load(b + j * kLanes);
@@ -51,7 +54,9 @@ void Tile(const float* a, int64_t lda, const float* b, int64_t depth, float* c, 
     for (int g = 0; g < kGroups; g++) rows[g]++;
     b += V * kLanes;
   }
+#pragma GCC unroll 12
   for (int i = 0; i < R; i++) {
+#pragma GCC unroll 3
     for (int j = 0; j < V; j++) {
       float* to = c + i * ldc + j * kLanes;
       Store(to, add ? Load(to) + sums[i][j] : sums[i][j]);

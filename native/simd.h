@@ -3,6 +3,9 @@
 
 #include <cstdint>
 #include <cstring>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
 
 namespace multipatch {
 
@@ -26,33 +29,48 @@ typedef int32_t IntVec __attribute__((vector_size(4 * kLanes)));
 inline Vec Load(const float* p) { return *reinterpret_cast<const UnalignedVec*>(p); }
 inline void Store(float* p, Vec v) { *reinterpret_cast<UnalignedVec*>(p) = v; }
 
+// Of each lane the greater or lesser number, or b's where one of the two is NaN. Compilers do not see that their own
+// comparison with a constant is this one instruction.
+#if defined(__AVX512F__)
+inline Vec Max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
+inline Vec Min(Vec a, Vec b) { return _mm512_min_ps(a, b); }
+#elif defined(__AVX2__)
+inline Vec Max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
+inline Vec Min(Vec a, Vec b) { return _mm256_min_ps(a, b); }
+#else
+inline Vec Max(Vec a, Vec b) { return a > b ? a : b; }
+inline Vec Min(Vec a, Vec b) { return a < b ? a : b; }
+#endif
+
+inline float Max(Vec v) {
+  float most = v[0];
+  for (int i = 1; i < kLanes; i++) most = v[i] > most ? v[i] : most;
+  return most;
+}
+
 inline float Sum(Vec v) {
   float sum = 0;
   for (int i = 0; i < kLanes; i++) sum += v[i];
   return sum;
 }
 
-// e^x within 2 units in the last place for x in [-87, 88], at the border's value outside: 2^n e^r with |r| <= log(2) / 2,
-// and e^r - 1 - r by Cephes' polynomial for expf.
-inline Vec Exp(Vec x) {
-  const Vec low = Vec{} - 87.0f, high = Vec{} + 88.0f;
-  x = x < low ? low : x;
-  x = x > high ? high : x;
-  const float magic = 12582912.0f;  // 1.5 * 2^23: what is added to it is rounded to an integer in its low bits
-  const Vec shifted = x * 1.44269504f + magic;
-  const Vec n = shifted - magic;
-  const Vec r = x - n * 0.693359375f - n * -2.12194440e-4f;  // log(2) in two parts, the first exact times n
-  Vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + r + 1.0f;
+// 2^x within 2 units in the last place for x in [-126, 127]; nothing of use outside, but NaN for NaN. 2^n 2^r with
+// |r| <= 1/2, and Cephes' polynomial of exp2f for 2^r.
+inline Vec Exp2(Vec x) {
+  const float magic = 12582912.0f + 127;  // 1.5 * 2^23: what is added to it is rounded to an integer in its low bits
+  const Vec shifted = x + magic;
+  const Vec r = x - (shifted - magic);
+  Vec p = r * 1.535336188319500e-4f + 1.339887440266574e-3f;
+  p = p * r + 9.618437357674640e-3f;
+  p = p * r + 5.550332471162809e-2f;
+  p = p * r + 2.402264791363012e-1f;
+  p = p * r + 6.931472028550421e-1f;
+  p = p * r + 1.0f;
   IntVec bits;
   std::memcpy(&bits, &shifted, sizeof bits);
-  bits = (bits << 23) + 0x3f800000;
+  bits <<= 23;  // n + 127 in the exponent's place
   Vec power;
-  std::memcpy(&power, &bits, sizeof bits);
+  std::memcpy(&power, &bits, sizeof power);
   return p * power;
 }
 
