@@ -2,7 +2,7 @@
 
 The C++ is in `native/`; setup.py builds it where a compiler is found, once for every set of instructions. Its products
 are blocked for the caches and their sums as exact as the reference's; bias, GELU and residual are done while a tile of
-sums is in L1, scores of attention stay in L2, and no layer's parameters are copied.
+sums is in L1, scores of attention too, and no layer's parameters are copied.
 """
 
 import ctypes

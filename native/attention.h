@@ -9,7 +9,7 @@
 
 namespace multipatch {
 
-constexpr int64_t kQueries = RoundUp(24, kRows);             // of a block, and
+constexpr int64_t kQueries = kRowBlock;                  // of a block, and
 constexpr int64_t kKeys = kDepth / kColumns * kColumns;  // keys, whose scores stay in L1
 
 struct Attention {

@@ -21,7 +21,8 @@ namespace {
 namespace ffi = xla::ffi;
 using Array = ffi::Buffer<ffi::F32>;
 
-constexpr int64_t kColumnBlock = 384;  // columns of a task
+constexpr int64_t kColumnBlock = 384;  // columns of a task, and
+constexpr int64_t kPartRows = 120;     // its fewest rows, or so: with fewer, packing the columns would cost too much
 
 // (x - mean) / sqrt(variance + epsilon) * gain + bias of one row.
 void LayerNorm(const float* x, const float* gain, const float* bias, int64_t width, float epsilon, float* out) {
@@ -82,7 +83,7 @@ void Apply(const float* x, int64_t ldx, std::initializer_list<Dense> layers, int
   const int64_t blocks = Count(columns, kColumnBlock);
   const int64_t count = blocks * layers.size();
   // With many threads rows are shared out too, at the price of packing a block of columns more than once.
-  const int64_t parts = std::min(Count(2 * workers.count(), count), Count(rows, kRowBlock));
+  const int64_t parts = std::min(Count(2 * workers.count(), count), Count(rows, kPartRows));
   const int64_t part = RoundUp(Count(rows, parts), kRows);
   workers.Run(count * parts, [&](int64_t task, int64_t worker) {
     const Dense& layer = layers.begin()[task / parts / blocks];
@@ -94,8 +95,11 @@ void Apply(const float* x, int64_t ldx, std::initializer_list<Dense> layers, int
     for (int64_t k = 0; k < depth; k += kDepth) {
       const int64_t terms = std::min(kDepth, depth - k);
       Pack(layer.kernel + k * columns + column, columns, terms, width, packed);
+      Ahead next(layer.kernel + (k + terms) * columns + column, columns, std::min(kDepth, depth - k - terms), width,
+                 Count(height, kRows) * Count(width, kColumns));
       Multiply(x + row * ldx + k, ldx, packed, height, terms, width, layer.out + at, ld_out, k > 0,
                [&](int64_t i, int64_t j, int64_t tile_rows, int64_t tile_columns) {
+                 next.Step();
                  if (k + terms < depth) return;
                  Finish<then>(layer.out + at + i * ld_out + j, ld_out, layer.bias + column + j,
                               layer.residual + at + i * ld_out + j, tile_rows, tile_columns);

@@ -11,10 +11,9 @@
 namespace multipatch {
 
 // Terms summed in one go. One accumulator over K terms drifts with sqrt(K); with blocks of 256, whose sums are added
-// up, a whole tower is as far from float64 as the reference. A block of the right side's tile also stays in L1.
+// up, a whole tower is as far from float64 as the reference.
 constexpr int64_t kDepth = 256;
-constexpr int64_t kRowBlock = 120;  // rows of the left side that stay in L2 while the columns go by
-
+constexpr int64_t kRowBlock = 24;  // rows of the left side that stay in L1 while the columns stream by from L2
 constexpr int64_t kAhead = 8;      // rows of the right side that are fetched before they are packed
 
 constexpr int64_t Count(int64_t n, int64_t of) { return (n + of - 1) / of; }  // blocks, the last of them maybe smaller
@@ -122,15 +121,10 @@ void Multiply(const float* a, int64_t lda, const float* packed, int64_t rows, in
               int64_t ldc, bool add, Done done) {
   for (int64_t row = 0; row < rows; row += kRowBlock) {
     const int64_t end = std::min(rows, row + kRowBlock);
-    // What comes next: more rows, or the first of them in the next block of terms.
-    const int64_t height = std::min(kRowBlock, end < rows ? rows - end : rows);
-    Ahead next(end < rows ? a + end * lda : a + depth, lda, height, depth,
-               Count(columns, kColumns) * Count(end - row, kRows));
     for (int64_t j = 0; j < columns; j += kColumns) {
       const int64_t vectors = PanelVectors(columns - j);
       for (int64_t i = row; i < end; i += kRows) {
         const int64_t height = std::min<int64_t>(kRows, end - i);
-        next.Step();
         kTiles[height - 1][vectors - 1](a + i * lda, lda, packed + j * depth, depth, c + i * ldc + j, ldc, add);
         done(i, j, height, std::min<int64_t>(kColumns, columns - j));
       }
