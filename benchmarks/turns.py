@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
+PAUSE = 0.3  # seconds before a turn: threads of some libraries go on spinning after their work, at the next one's cost
 Systems = Mapping[str, Callable[[Path], Callable[[], object]]]
 
 
@@ -48,6 +49,7 @@ def take_turns(module: str, names: Iterable[str], folder: Path, rounds: int) -> 
     times: dict[str, list[float]] = {name: [] for name in workers}
     for _ in range(rounds):
         for name, worker in workers.items():
+            time.sleep(PAUSE)
             print(file=worker.stdin, flush=True)
             times[name].append(float(worker.stdout.readline()))
     for worker in workers.values():
