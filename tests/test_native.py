@@ -83,6 +83,22 @@ def test_every_build_is_within_the_references_distance(build, name, layers, phot
     jax.clear_caches()
 
 
+@pytest.mark.parametrize("build", native.builds())
+def test_scores_that_grow_from_block_to_block_of_keys(build):
+    """What was summed relative to a smaller score is scaled when a much larger one comes."""
+    module, params, x = an_encoder(32, 64, 1, 16, layers=1)
+    layer = jax.tree.map(lambda p: p[0], params["layers"])
+    strong = 4 * jax.random.normal(jax.random.key(3), (64,))  # a part of every query
+    params["layers"]["self_attn"]["q_proj"]["bias"] = strong[None]
+    normed = jax.nn.standardize(x) * layer["layer_norm1"]["scale"] + layer["layer_norm1"]["bias"]
+    scores = normed @ layer["self_attn"]["k_proj"]["kernel"] @ strong
+    x = x[jnp.argsort(scores)]
+    assert jnp.ptp(scores) / 8 > 20  # after division by sqrt(64): e-foldings from the first key to the last
+    expected = jax.jit(in_jax(module))(params["layers"], x)
+    found = jax.jit(compiled(module, build))(params["layers"], x)
+    assert distance(found, expected) <= tolerances.SAME_PROGRAM
+
+
 def test_equal_bits_whatever_runs_beside_it():
     module, params, x = an_encoder(13, 144, 2, 301)
     function = jax.jit(compiled(module))
