@@ -9,8 +9,9 @@
 
 namespace multipatch {
 
-constexpr int64_t kQueries = kRowBlock;                  // of a block, and
-constexpr int64_t kKeys = kDepth / kColumns * kColumns;  // keys, whose scores stay in L1
+// Queries and keys of a block, whose scores stay in L1: weights are multiplied by the values of one block of keys at a
+// time, so it has no more than kDepth of them, and it is whole tiles, as packed keys are.
+constexpr int64_t kQueries = kRowBlock, kKeys = kDepth / kColumns * kColumns;
 
 struct Attention {
   int64_t patches, heads, width;

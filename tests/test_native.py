@@ -17,7 +17,8 @@ from tests.conftest import make_model, with_layers
 from tests.test_parity import CONFIGS, check_model, distance, some_tiles
 
 pytestmark = pytest.mark.skipif(
-    jax.default_backend() != "cpu" or not native.builds(), reason="the compiled encoder was not built for this machine"
+    jax.default_backend() != "cpu" or not native.builds(),
+    reason="the compiled encoder is for CPUs, and is built where the install finds a C++ compiler",
 )
 # (patches a side, width, heads, hidden): one patch, sides that no vector divides, So400m's heads, many keys.
 SHAPES = [(1, 24, 4, 50), (3, 20, 5, 7), (7, 96, 4, 128), (13, 144, 2, 301), (27, 144, 2, 272), (32, 64, 1, 513)]
