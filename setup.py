@@ -9,7 +9,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 
-# Once for every set of instructions; `multipatch_jax.native` picks the best that the machine has.
+# Once for every set of instructions; `multipatch_jax.nn.native` picks the best that the machine has.
 INSTRUCTIONS = {"baseline": []}
 if platform.machine() in ("x86_64", "AMD64"):
     INSTRUCTIONS |= {
@@ -33,7 +33,7 @@ def jaxlib_headers() -> list[str]:
 setup(
     ext_modules=[
         Extension(
-            f"multipatch_jax._encoder_{name}",
+            f"multipatch_jax.nn._encoder_{name}",
             ["native/encoder.cc"],
             depends=[str(header) for header in Path("native").glob("*.h")],
             extra_compile_args=[*FLAGS, *(f"-isystem{path}" for path in jaxlib_headers()), *instructions],

@@ -25,20 +25,21 @@ import numpy as np
 from flax import linen as nn
 
 import multipatch_jax as mp
-from multipatch_jax import tile_queue, vision
-from multipatch_jax.attention import resolve_implementation
 from multipatch_jax.config import ModelConfig
-from multipatch_jax.encode import _encode_padded, _encode_tiles
-from multipatch_jax.preprocess import bucket_of, image_filters
-from multipatch_jax.tiling import plan_tiles
+from multipatch_jax.encode import tile_queue
+from multipatch_jax.encode.image import _encode_padded
+from multipatch_jax.encode.tiles import encode_tiles_program
+from multipatch_jax.image import bucket_of, plan_tiles, tiling_steps
+from multipatch_jax.nn import siglip
+from multipatch_jax.nn.attention import choose_kernel
 
 TILES = 17
-TOWERS = {"SigLIP base": mp.SMOLVLM_256M, "So400m": mp.PRESETS["SmolVLM-Instruct"]}
+TOWERS = {"SigLIP base": mp.presets.SMOLVLM_256M, "So400m": mp.PRESETS["SmolVLM-Instruct"]}
 COLLECTIVES = r"(?:all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
 
 
 def bfloat16(config: ModelConfig, platform: str, **changes) -> ModelConfig:
-    attention = resolve_implementation(config.attention, "bfloat16", platform)
+    attention = choose_kernel(config.attention, "bfloat16", platform)
     changes = {"dtype": "bfloat16", "precision": "default", "attention": attention} | changes
     return dataclasses.replace(config, **changes)
 
@@ -52,7 +53,7 @@ class Layers(nn.Module):
     @nn.compact
     def __call__(self, x):
         for i in range(self.count):
-            x, _ = vision.EncoderLayer(self.config, name=f"layer{i}")(x)
+            x, _ = siglip.EncoderLayer(self.config, name=f"layer{i}")(x)
         return x
 
 
@@ -104,8 +105,8 @@ def layers(chip: chips.Chip) -> Iterator[str]:
             line = a_layer(chip, bfloat16(config, "tpu", attention=implementation))
             yield f"{f'{chip.name}, {tower}, {implementation}':<34} {line}"
     for library in (flash, splash):
-        with mock.patch.object(vision, "attention", library):
-            line = a_layer(chip, bfloat16(mp.SMOLVLM_256M, "tpu"))
+        with mock.patch.object(siglip, "attention", library):
+            line = a_layer(chip, bfloat16(mp.presets.SMOLVLM_256M, "tpu"))
         # XLA knows of a kernel what its author says, and these say less than the blocks that they move.
         yield f"{f'{chip.name}, SigLIP base, JAX {library.__name__}':<34} {line}"
 
@@ -144,14 +145,14 @@ def programs(
     side = config.tiling.tile_size
     tiles = chips.on(mesh, jax.ShapeDtypeStruct((TILES, side, side, 3), np.uint8))
     for batch_size in batch_sizes:
-        lowered = _encode_tiles.lower(params, tiles, config=config, batch_size=batch_size, mesh=None)
+        lowered = encode_tiles_program.lower(params, tiles, config=config, batch_size=batch_size, mesh=None)
         program, line = compiled(lowered)
         name = f"{chip.name}, encode_tiles of {TILES}, {batch_size} in flight"
         yield f"{name:<44} {line}; {check_program(name, program.as_text(), config)}"
     if size is None:
         return
     plan, bucket = plan_tiles(*size, config.tiling), bucket_of(*size)
-    filters = chips.on(mesh, image_filters(plan, config.tiling, bucket))
+    filters = chips.on(mesh, tiling_steps(plan, config.tiling, bucket))
     image = chips.on(mesh, jax.ShapeDtypeStruct((*bucket, 3), np.uint8))
     static = {"config": config, "mesh": None, "resampling": "banded"}
     lowered = _encode_padded.lower(params, image, filters, num_tiles=plan.num_tiles, batch_size=8, **static)
@@ -167,7 +168,7 @@ def stream(chip: chips.Chip, config: ModelConfig) -> Iterator[str]:
     static = {"config": config, "mesh": mesh}
     chunk = tile_queue._encode_chunk.lower(params, buffer, size=tile_queue.CHUNK * count, batch_size=count, **static)
     plan, bucket = plan_tiles(3000, 4000, config.tiling), bucket_of(3000, 4000)
-    filters = chips.on(mesh, image_filters(plan, config.tiling, bucket))
+    filters = chips.on(mesh, tiling_steps(plan, config.tiling, bucket))
     images = chips.on(mesh, jax.ShapeDtypeStruct((4 * bucket[0], bucket[1], 3), np.uint8), "x")
     number = chips.on(mesh, jax.ShapeDtypeStruct((), np.int32))
     append = tile_queue._append_image.lower(
@@ -185,8 +186,8 @@ def stream(chip: chips.Chip, config: ModelConfig) -> Iterator[str]:
 def short() -> None:
     """Two layers of the real width, for a v5e, and no image cut, which takes XLA a minute: does it still compile?"""
     (chip,) = (chip for chip in chips.installed() if chip.name == "v5e")
-    two = dataclasses.replace(mp.SMOLVLM_256M.vision, num_hidden_layers=2)
-    config = bfloat16(dataclasses.replace(mp.SMOLVLM_256M, vision=two), "tpu")
+    two = dataclasses.replace(mp.presets.SMOLVLM_256M.vision, num_hidden_layers=2)
+    config = bfloat16(dataclasses.replace(mp.presets.SMOLVLM_256M, vision=two), "tpu")
     for line in programs(chip, config, (8,), None):
         print(line, flush=True)
     print(next(stream(chip, config)))
@@ -206,9 +207,9 @@ def main() -> None:
         platform = "tpu" if chip.needs == "libtpu" else "cuda"
         if platform == "tpu":
             tables += [functools.partial(layers, chip)]
-        tables += [functools.partial(programs, chip, bfloat16(mp.SMOLVLM_256M, platform))]
+        tables += [functools.partial(programs, chip, bfloat16(mp.presets.SMOLVLM_256M, platform))]
         if chip.name == "v5e":
-            tables += [functools.partial(stream, chip, bfloat16(mp.SMOLVLM_256M, platform))]
+            tables += [functools.partial(stream, chip, bfloat16(mp.presets.SMOLVLM_256M, platform))]
         for table in tables:
             for line in table():
                 print(line, flush=True)

@@ -27,7 +27,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from multipatch_jax import weights
+import multipatch_jax as mp
 from multipatch_jax.config import ModelConfig
 
 # What XLA asks of a GPU that is not there: NVIDIA's figures for an H100 SXM.
@@ -85,8 +85,8 @@ def on(mesh: Mesh, tree: Any, *spec: Any) -> Any:
 
 def bfloat16_params(config: ModelConfig) -> Any:
     """Shapes of the tower's and the connector's params."""
-    shapes = weights.param_shapes(config, ("vision", "connector"))
-    return weights.unflatten({path: jax.ShapeDtypeStruct(shape, jnp.bfloat16) for path, shape in shapes.items()})
+    shapes = mp.params.param_shapes(config, ("vision", "connector"))
+    return mp.params.unflatten({path: jax.ShapeDtypeStruct(shape, jnp.bfloat16) for path, shape in shapes.items()})
 
 
 def layer_flops(config: ModelConfig) -> float:

@@ -48,8 +48,8 @@ def captions(params, numbers):
 
 def loss_fn(params, batch, rng, encode):
     head = params["contrastive"]
-    return mp.sigmoid_contrastive_loss(
-        mp.pool_tokens(encode(params, batch["tiles"])),
+    return mp.train.sigmoid_contrastive_loss(
+        mp.train.pool_tokens(encode(params, batch["tiles"])),
         captions(head, batch["numbers"]),
         log_scale=head["log_scale"],
         bias=head["bias"],
@@ -64,7 +64,7 @@ def accuracy(params, batches) -> float:
     right = []
     for batch in batches:
         tokens = mp.encode_tiles(params, batch["tiles"], config=CONFIG)
-        images = unit(np.asarray(mp.pool_tokens(tokens)))
+        images = unit(np.asarray(mp.train.pool_tokens(tokens)))
         right.append((images @ texts.T).argmax(axis=1) == batch["numbers"])
     return float(np.mean(right))
 
@@ -94,9 +94,9 @@ def run(seed: int = 0, steps: int = 400, progress: bool = False) -> dict[str, fl
     before = {name: accuracy(params, batches) for name, batches in tests.items()}
 
     schedule = optax.warmup_cosine_decay_schedule(0.0, 3e-3, warmup_steps=steps // 10, decay_steps=steps)
-    optimizer = optax.adamw(schedule, weight_decay=1e-4, mask=mp.kernel_mask)
-    state = mp.init_train_state(params, optimizer, trainable="all", rng=keys[3])
-    step = mp.make_train_step(loss_fn, optimizer, config=CONFIG, trainable="all", max_norm=1.0)
+    optimizer = optax.adamw(schedule, weight_decay=1e-4, mask=mp.params.kernel_mask)
+    state = mp.train.init_train_state(params, optimizer, trainable="all", rng=keys[3])
+    step = mp.train.make_train_step(loss_fn, optimizer, config=CONFIG, trainable="all", max_norm=1.0)
     losses: list[float] = []
 
     def batch_at(number):
@@ -105,7 +105,7 @@ def run(seed: int = 0, steps: int = 400, progress: bool = False) -> dict[str, fl
     def record(number, metrics):
         losses.append(metrics["loss"])
 
-    state = mp.fit(step, state, batch_at, num_steps=steps, callback=record, progress=progress)
+    state = mp.train.fit(step, state, batch_at, num_steps=steps, callback=record, progress=progress)
     after = {name: accuracy(state.params, batches) for name, batches in tests.items()}
     result = {f"{name}, before": value for name, value in before.items()} | after
     return result | {"first loss": losses[0], "last loss": losses[-1]}

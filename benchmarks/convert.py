@@ -16,8 +16,7 @@ import orbax.checkpoint as ocp
 from safetensors.numpy import save_file
 
 import multipatch_jax as mp
-from multipatch_jax import weights
-from multipatch_jax.hf_config import config_to_hf
+from multipatch_jax.checkpoint import config_to_hf
 
 ROUNDS = 5
 
@@ -26,7 +25,7 @@ def write_checkpoint(folder: Path, config: mp.ModelConfig) -> None:
     rng = np.random.default_rng(0)
     tensors = {
         name: rng.integers(0x3C00, 0x3F80, tensor.shape, np.uint16).view(ml_dtypes.bfloat16)
-        for name, tensor in weights.tensors(config).items()
+        for name, tensor in mp.params.tensors(config).items()
     }
     save_file(tensors, folder / "model.safetensors")
     for file, content in zip(("config.json", "preprocessor_config.json"), config_to_hf(config), strict=True):
@@ -36,7 +35,7 @@ def write_checkpoint(folder: Path, config: mp.ModelConfig) -> None:
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_checkpoint(folder, mp.SMOLVLM_256M)
+        write_checkpoint(folder, mp.presets.SMOLVLM_256M)
         times: dict[str, list[float]] = {"convert": [], "read the file": [], "Orbax saves the arrays": []}
 
         def measure(what: str, start: float) -> None:
@@ -44,7 +43,7 @@ def main() -> None:
 
         for turn in range(ROUNDS + 1):
             start = time.perf_counter()
-            config, params = mp.from_pretrained(folder, parts=weights.PARTS)
+            config, params = mp.from_pretrained(folder, parts=mp.params.PARTS)
             mp.save_pretrained(folder / f"ours{turn}", config, params)
             measure("convert", start)
             start = time.perf_counter()

@@ -162,9 +162,9 @@ def make_checkpoint(folder: Path) -> None:
     """SmolVLM-256M's tower and connector in transformers' layout, in a process of its own, as it loads torch."""
     code = (
         "import sys, dataclasses; from pathlib import Path\n"
-        "import multipatch_jax as mp; from convert import reference\n"
-        "text = dataclasses.replace(mp.SMOLVLM_256M.text, num_hidden_layers=1)\n"
-        "config = dataclasses.replace(mp.SMOLVLM_256M, text=text)\n"
+        "import multipatch_jax as mp; import multipatch_reference as reference\n"
+        "text = dataclasses.replace(mp.presets.SMOLVLM_256M.text, num_hidden_layers=1)\n"
+        "config = dataclasses.replace(mp.presets.SMOLVLM_256M, text=text)\n"
         "reference.save_checkpoint(reference.reference_model(config), config, Path(sys.argv[1]))\n"
     )
     subprocess.run([sys.executable, "-c", code, folder], check=True, cwd=turns.ROOT, env=turns.environment())

@@ -17,8 +17,9 @@ import numpy as np
 from skimage import data
 
 import multipatch_jax as mp
-from convert import reference
-from multipatch_jax import attention, linear, preprocess
+import multipatch_reference as reference
+from multipatch_jax.nn import linear
+from multipatch_jax.nn.attention import plain
 
 BLOCKS = (256, 384, 512, 16384)  # the last is more than any sum has: one accumulator
 TURNS = 5
@@ -30,21 +31,21 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def main() -> None:
-    text = dataclasses.replace(mp.SMOLVLM_256M.text, num_hidden_layers=1)
-    config = dataclasses.replace(mp.SMOLVLM_256M, text=text)
+    text = dataclasses.replace(mp.presets.SMOLVLM_256M.text, num_hidden_layers=1)
+    config = dataclasses.replace(mp.presets.SMOLVLM_256M, text=text)
     model = reference.reference_model(config)
     with tempfile.TemporaryDirectory() as folder:
         config, params = mp.from_pretrained(reference.save_checkpoint(model, config, Path(folder)))
     config = dataclasses.replace(config, attention="blocked")  # XLA's code, whose blocks are these
     tiles = mp.tile_image_host(data.chelsea(), config.tiling)[-1:]
-    pixels = np.asarray(preprocess.normalize(jax.numpy.asarray(tiles)))
+    pixels = np.asarray(mp.image.normalize(jax.numpy.asarray(tiles)))
     _, tokens32 = reference.image_features(model, pixels)
     _, tokens64 = reference.image_features(model.double(), pixels)
     theirs = distance(tokens32, tokens64)
     print(f"the reference in float32 is {theirs:.1e} from float64")
     for block in BLOCKS:
         jax.clear_caches()
-        with mock.patch.object(linear, "BLOCK", block), mock.patch.object(attention, "BLOCK", block):
+        with mock.patch.object(linear, "BLOCK", block), mock.patch.object(plain, "BLOCK", block):
             tokens = np.asarray(mp.encode_tiles(params, tiles, config=config))
         seconds = []
         for _ in range(TURNS):

@@ -33,10 +33,10 @@ def reference(folder: Path) -> Callable[[], object]:
     from transformers import AutoModelForImageTextToText
 
     import multipatch_jax as mp
-    from convert.reference import image_processor
+    from multipatch_reference import image_processor
 
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").eval()
-    processor = image_processor(mp.SMOLVLM_256M)
+    processor = image_processor(mp.presets.SMOLVLM_256M)
 
     def run() -> object:
         inputs = processor(Image.open(folder / PHOTO), return_tensors="pt")

@@ -16,9 +16,8 @@ import jax
 import numpy as np
 
 from multipatch_jax.encode import trace_encode
-from multipatch_jax.preprocess import bucket_of, image_filters, tile_image, tile_padded
+from multipatch_jax.image import bucket_of, plan_tiles, tile_image, tile_padded, tiling_steps
 from multipatch_jax.presets import SMOLVLM_256M
-from multipatch_jax.tiling import plan_tiles
 
 V5E = chips.CHIPS[0]
 CLOCK = 1.5e9  # a second: the FLOPs over 4 matrix units of 2 * 128 * 128
@@ -49,7 +48,7 @@ def main() -> None:
     for height, width in ((3000, 4000), (4000, 3000)):
         image, plan = np.empty((height, width, 3), np.uint8), plan_tiles(height, width, TILING)
         bucket = bucket_of(height, width)
-        filters = image_filters(plan, TILING, bucket)
+        filters = tiling_steps(plan, TILING, bucket)
         if plan.resized == plan.stretched:
             filters = filters._replace(to_multiples=None)  # what the program leaves out for this image
         static = {"num_tiles": plan.num_tiles, "tiling": TILING, "implementation": "banded"}

@@ -89,7 +89,8 @@ def peak_memory() -> dict[str, dict[str, int]]:
     """Bytes: the peak of a process once it has imported, loaded and encoded, and those of the params alone."""
     make = (
         "import sys; import jax, numpy as np; from PIL import Image; import multipatch_jax as mp\n"
-        "config = mp.SMOLVLM_256M; mp.export_hf(sys.argv[1], config, mp.init_params(jax.random.key(0), config))\n"
+        "config = mp.presets.SMOLVLM_256M\n"
+        "mp.export_hf(sys.argv[1], config, mp.init_params(jax.random.key(0), config))\n"
         "noise = np.random.default_rng(0).integers(0, 256, (400, 400, 3), np.uint8)\n"
         "Image.fromarray(noise).resize((4000, 4000)).save(sys.argv[1] + '/photo.jpg')\n"
     )

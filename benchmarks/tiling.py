@@ -18,9 +18,9 @@ from benchmarks import turns
 
 def reference(folder: Path) -> Callable[[], object]:
     import multipatch_jax as mp
-    from convert.reference import image_processor
+    from multipatch_reference import image_processor
 
-    image, processor = np.load(folder / "photo.npy"), image_processor(mp.SMOLVLM_256M)
+    image, processor = np.load(folder / "photo.npy"), image_processor(mp.presets.SMOLVLM_256M)
     return lambda: processor(image, input_data_format="channels_last", return_tensors="np")
 
 

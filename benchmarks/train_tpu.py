@@ -17,7 +17,8 @@ import numpy as np
 import optax
 
 import multipatch_jax as mp
-from multipatch_jax import sharding, training, weights
+from multipatch_jax.params import sharding
+from multipatch_jax.train import step as training
 
 HBM = 16e9  # bytes of a v5e chip
 TILES = 8  # on each chip: a piece of a batch
@@ -58,14 +59,14 @@ def collectives(text: str) -> dict[str, tuple[int, float]]:
 
 
 def loss_fn(params, batch, rng, encode):
-    return mp.distillation_loss(encode(params, batch["tiles"]), batch["teacher"])
+    return mp.train.distillation_loss(encode(params, batch["tiles"]), batch["teacher"])
 
 
 def compile_step(config: mp.ModelConfig, mesh: jax.sharding.Mesh, tiles: int):
-    optimizer = optax.adamw(1e-4, mask=mp.kernel_mask)
-    shapes = {path: jax.ShapeDtypeStruct(shape, np.float32) for path, shape in weights.param_shapes(config).items()}
-    init = lambda params: mp.init_train_state(params, optimizer, trainable="all", rng=jax.random.key(0))  # noqa: E731
-    state = jax.eval_shape(init, weights.unflatten(shapes))
+    optimizer = optax.adamw(1e-4, mask=mp.params.kernel_mask)
+    shapes = {path: jax.ShapeDtypeStruct(shape, np.float32) for path, shape in mp.params.param_shapes(config).items()}
+    init = lambda params: mp.train.init_train_state(params, optimizer, trainable="all", rng=jax.random.key(0))  # noqa: E731
+    state = jax.eval_shape(init, mp.params.unflatten(shapes))
     side, (rows, width) = config.tiling.tile_size, (config.tiling.tokens_per_tile, config.connector.text_hidden_size)
     batch = {
         "tiles": jax.ShapeDtypeStruct((tiles, side, side, 3), np.uint8),
@@ -88,10 +89,10 @@ def main() -> None:
     fsdp, mixed = {"fsdp": 4}, {"fsdp": 2, "tensor": 2}
     for name, meshes in {"SmolVLM-256M-Instruct": ({"data": 4}, fsdp, mixed), "SmolVLM-Instruct": (fsdp,)}.items():
         config = dataclasses.replace(mp.PRESETS[name], dtype="bfloat16")
-        held = 3 * 4 * weights.count(weights.param_shapes(config).values())  # masters and two moments
+        held = 3 * 4 * mp.params.count_parameters(mp.params.param_shapes(config).values())  # masters and two moments
         print(f"\n{name}, tower and connector, {TILES} tiles a chip; whole state {held / 1e6:.0f} MB")
         for sides in meshes:
-            mesh = mp.make_mesh(devices=devices, **sides)
+            mesh = mp.params.make_mesh(devices=devices, **sides)
             program = compile_step(config, mesh, TILES * mesh.shape["data"] * mesh.shape["fsdp"])
             memory = program.memory_analysis()
             peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes

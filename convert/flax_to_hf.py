@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 import multipatch_jax as mp
-from multipatch_jax import checkpoint, weights
+from multipatch_jax.checkpoint import saved_parts
+from multipatch_jax.params import count_parameters, flatten
 
 
 def main() -> int:
@@ -18,13 +19,13 @@ def main() -> int:
     )
     args = parser.parse_args()
     try:
-        config, params = mp.from_pretrained(args.source, parts=checkpoint.saved_parts(args.source))
+        config, params = mp.from_pretrained(args.source, parts=saved_parts(args.source))
         mp.export_hf(args.destination, config, params, base=args.base)
     except (ValueError, OSError) as error:
         print(f"flax_to_hf: {error}", file=sys.stderr)
         return 2
-    arrays = weights.flatten(params)
-    print(f"wrote {args.destination}: {weights.count(x.shape for x in arrays.values()):,} parameters of the source")
+    arrays = flatten(params)
+    print(f"wrote {args.destination}: {count_parameters(x.shape for x in arrays.values()):,} parameters of the source")
     return 0
 
 

@@ -5,8 +5,9 @@ reference's class defaults (transformers 5.23), which published JSON files leave
 """
 
 import dataclasses
-import numbers
 from typing import Any
+
+from multipatch_jax.arguments import require_positive
 
 RESAMPLERS = ("pillow", "pillow12", "torchvision")
 FILTERS = {1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's codes, as in preprocessor_config.json
@@ -15,9 +16,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 def _require_positive(config: Any, *names: str) -> None:
     for name in names:
-        value = getattr(config, name)
-        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-            raise ValueError(f"{type(config).__name__}.{name} must be a positive integer, got {value!r}.")
+        require_positive(f"{type(config).__name__}.{name}", getattr(config, name))
 
 
 def _require_choice(config: Any, name: str, choices: tuple) -> None:

@@ -11,7 +11,7 @@ import pytest
 from skimage import data
 
 import multipatch_jax as mp
-from convert import reference
+import multipatch_reference as reference
 
 TINY = mp.ModelConfig(
     vision=mp.VisionConfig(

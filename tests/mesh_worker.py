@@ -18,7 +18,6 @@ import optax
 from jax.experimental import multihost_utils
 
 import multipatch_jax as mp
-from multipatch_jax import weights
 from tests import tolerances, train_worker
 
 BATCH = 16
@@ -27,13 +26,15 @@ TRAINABLE = "^(?!.*k_proj/bias)"
 
 
 def batch_at(step):
-    rows = mp.batch_indices(step, num_examples=train_worker.EXAMPLES, batch_size=BATCH)[mp.local_rows(BATCH)]
+    rows = mp.train.batch_indices(step, num_examples=train_worker.EXAMPLES, batch_size=BATCH)[
+        mp.params.local_rows(BATCH)
+    ]
     return {name: values[rows] for name, values in train_worker.examples().items()}
 
 
 def whole(params):
     """Arrays over all devices of all processes, on every host."""
-    return {path: multihost_utils.process_allgather(x, tiled=True) for path, x in weights.flatten(params).items()}
+    return {path: multihost_utils.process_allgather(x, tiled=True) for path, x in mp.params.flatten(params).items()}
 
 
 def encoded(params, alone):
@@ -64,7 +65,7 @@ def refusals(step, state):
 def kernels(state, mesh):
     """How many a step has that is made and lowered for TPUs, where "auto" is theirs."""
     options = {"config": train_worker.CONFIG, "trainable": TRAINABLE, "mesh": mesh}
-    step = mp.make_train_step(train_worker.noisy_loss, optax.adamw(1e-3), **options)
+    step = mp.train.make_train_step(train_worker.noisy_loss, optax.adamw(1e-3), **options)
     with mock.patch("jax.default_backend", return_value="tpu"):
         program = jax.jit(step).trace(state, batch_at(0)).lower(lowering_platforms=("tpu",))
     return program.as_text().count("tpu_custom_call")
@@ -75,11 +76,11 @@ def train(name, out):
     mesh = None
     if name != "single":
         data, fsdp, tensor = map(int, name.split(","))
-        mesh = mp.make_mesh(data=data, fsdp=fsdp, tensor=tensor, devices=devices[: data * fsdp * tensor])
+        mesh = mp.params.make_mesh(data=data, fsdp=fsdp, tensor=tensor, devices=devices[: data * fsdp * tensor])
     optimizer, losses = optax.adamw(1e-3), []
     params = train_worker.params()
-    state = mp.init_train_state(params, optimizer, trainable=TRAINABLE, rng=jax.random.key(1), mesh=mesh)
-    step = mp.make_train_step(
+    state = mp.train.init_train_state(params, optimizer, trainable=TRAINABLE, rng=jax.random.key(1), mesh=mesh)
+    step = mp.train.make_train_step(
         train_worker.noisy_loss,
         optimizer,
         config=train_worker.CONFIG,
@@ -91,26 +92,26 @@ def train(name, out):
     layout = jax.tree.map(lambda x: x.sharding, state)
     # Adam does not see how large gradients are; their norm tells.
     run = {"callback": lambda number, metrics: losses.append([metrics["loss"], metrics["grad_norm"]])}
-    with mp.TrainCheckpoints(out / f"{name}-run", train_worker.CONFIG) as checkpoints:
-        state = mp.fit(step, state, batch_at, num_steps=5, checkpoints=checkpoints, **run)
+    with mp.train.TrainCheckpoints(out / f"{name}-run", train_worker.CONFIG) as checkpoints:
+        state = mp.train.fit(step, state, batch_at, num_steps=5, checkpoints=checkpoints, **run)
     same = jax.tree.map(lambda x, sharding: x.sharding.is_equivalent_to(sharding, x.ndim), state, layout)
     report = {
         "losses": losses,
-        "params": list(mp.bytes_per_device(state.params).values()),
-        "opt_state": list(mp.bytes_per_device(state.opt_state).values()),
+        "params": list(mp.params.bytes_per_device(state.params).values()),
+        "opt_state": list(mp.params.bytes_per_device(state.opt_state).values()),
         "layout_kept": all(jax.tree.leaves(same)),
     }
     if name == "1,8,1" and jax.process_count() == 1:
         report |= {"refused": refusals(step, state), "kernels": kernels(state, mesh)}
     params = whole(state.params)
     if jax.process_count() > 1:  # each host encodes its own images
-        local = mp.make_mesh(data=jax.local_device_count(), devices=jax.local_devices())
+        local = mp.params.make_mesh(data=jax.local_device_count(), devices=jax.local_devices())
         tiles, options = batch_at(jax.process_index())["tiles"], {"config": train_worker.CONFIG}
-        alone = np.asarray(mp.encode_tiles(weights.unflatten(params), tiles, **options))
-        tokens = np.asarray(mp.encode_tiles(mp.shard(weights.unflatten(params), local), tiles, **options))
+        alone = np.asarray(mp.encode_tiles(mp.params.unflatten(params), tiles, **options))
+        tokens = np.asarray(mp.encode_tiles(mp.params.shard(mp.params.unflatten(params), local), tiles, **options))
         assert np.linalg.norm(tokens - alone) / np.linalg.norm(alone) <= tolerances.SAME_PROGRAM
     elif name == "2,2,2":
-        report["tokens_like_one_device"] = encoded(state.params, weights.unflatten(params))
+        report["tokens_like_one_device"] = encoded(state.params, mp.params.unflatten(params))
     if jax.process_index() == 0:
         print(f"{name}: bytes on each device, params {report['params']}, optimiser state {report['opt_state']}")
         np.savez(out / f"{name}.npz", **params)

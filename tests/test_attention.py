@@ -9,12 +9,12 @@ import pytest
 import torch
 from jax.experimental.pallas import tpu as pltpu
 
-from multipatch_jax import native
-from multipatch_jax.attention import IMPLEMENTATIONS, attention, resolve_implementation
+from multipatch_jax.nn import native
+from multipatch_jax.nn.attention import KERNELS, attention, choose_kernel
 from tests import tolerances
 
 SHAPES = [(1024, 12, 64), (729, 16, 72), (676, 16, 72), (64, 4, 24), (1, 2, 8), (257, 3, 16)]
-RUNNABLE = [name for name in IMPLEMENTATIONS if name != "cudnn"]  # on any machine, kernels by interpretation
+RUNNABLE = [name for name in KERNELS if name != "cudnn"]  # on any machine, kernels by interpretation
 OTHERS = [name for name in RUNNABLE if name != "plain"]
 
 
@@ -47,7 +47,7 @@ def some_mask(patches):
 def test_equals_the_reference(implementation, shape, masked):
     q, k, v = random_qkv(shape)
     mask = some_mask(shape[0]) if masked else None
-    ours = attention(q, k, v, mask=mask, implementation=implementation, precision="highest")
+    ours = attention(q, k, v, mask=mask, kernel=implementation, precision="highest")
     tensors = [torch.from_numpy(np.array(x)).transpose(0, 1)[None] for x in (q, k, v)]
     torch_mask = torch.from_numpy(np.array(mask))[None, None, None] if masked else None
     sdpa = functools.partial(torch.nn.functional.scaled_dot_product_attention, attn_mask=torch_mask)
@@ -64,7 +64,7 @@ def test_gradients_equal_those_of_plain(implementation, shape, masked):
     weight = random_qkv(shape, seed=1)[0]
 
     def loss(qkv, implementation):
-        out = attention(*qkv, mask=mask, implementation=implementation, precision="highest")
+        out = attention(*qkv, mask=mask, kernel=implementation, precision="highest")
         return (out * weight).sum()
 
     ours = jax.grad(loss)(random_qkv(shape), implementation)
@@ -80,14 +80,14 @@ def test_masked_keys_have_no_influence_at_all(implementation):
     q, k, v = random_qkv((300, 3, 16))
     mask = some_mask(300)
     spoiled = [jnp.where(mask[:, None, None], x, 1e4) for x in (k, v)]
-    clean = attention(q, k, v, mask=mask, implementation=implementation)
-    np.testing.assert_array_equal(attention(q, *spoiled, mask=mask, implementation=implementation), clean)
+    clean = attention(q, k, v, mask=mask, kernel=implementation)
+    np.testing.assert_array_equal(attention(q, *spoiled, mask=mask, kernel=implementation), clean)
 
 
 @pytest.mark.parametrize("implementation", RUNNABLE)
 def test_a_tile_without_a_valid_patch_is_finite(implementation):
     q, k, v = random_qkv((300, 3, 16))
-    out = attention(q, k, v, mask=jnp.zeros(300, bool), implementation=implementation)
+    out = attention(q, k, v, mask=jnp.zeros(300, bool), kernel=implementation)
     assert np.isfinite(out).all()
 
 
@@ -95,7 +95,7 @@ def test_a_tile_without_a_valid_patch_is_finite(implementation):
 def test_bfloat16_is_as_good_as_plain(implementation):
     exact = attention(*random_qkv((729, 4, 72)), precision="highest")
     qkv = random_qkv((729, 4, 72), jnp.bfloat16)
-    mine, plain = (attention(*qkv, implementation=name) for name in (implementation, "plain"))
+    mine, plain = (attention(*qkv, kernel=name) for name in (implementation, "plain"))
     assert mine.dtype == jnp.bfloat16
     assert distance(mine, exact) <= tolerances.BFLOAT16_RATIO * distance(plain, exact)
 
@@ -106,7 +106,7 @@ def test_tiles_are_mapped_over_with_their_own_masks(implementation):
     masks = jnp.stack([some_mask(257), ~some_mask(257)])
 
     def one(q, k, v, mask):
-        return attention(q, k, v, mask=mask, implementation=implementation)
+        return attention(q, k, v, mask=mask, kernel=implementation)
 
     one_by_one = [one(*(x[i] for x in tiles), masks[i]) for i in range(2)]
     assert distance(jax.vmap(one)(*tiles, masks), jnp.stack(one_by_one)) <= tolerances.SAME_PROGRAM
@@ -115,20 +115,20 @@ def test_tiles_are_mapped_over_with_their_own_masks(implementation):
 def test_cudnn_is_plain_where_there_is_a_mask():
     mask = some_mask(300)
     qkv = random_qkv((300, 3, 16), jnp.bfloat16)
-    np.testing.assert_array_equal(*(attention(*qkv, mask=mask, implementation=name) for name in ("cudnn", "plain")))
+    np.testing.assert_array_equal(*(attention(*qkv, mask=mask, kernel=name) for name in ("cudnn", "plain")))
 
 
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN's kernel needs an NVIDIA GPU to run on")
 def test_cudnn_is_as_good_as_plain():
     exact = attention(*random_qkv((729, 4, 72)), precision="highest")
     qkv = random_qkv((729, 4, 72), jnp.bfloat16)
-    mine, plain = (attention(*qkv, implementation=name) for name in ("cudnn", "plain"))
+    mine, plain = (attention(*qkv, kernel=name) for name in ("cudnn", "plain"))
     assert distance(mine, exact) <= tolerances.BFLOAT16_RATIO * distance(plain, exact)
 
 
 def test_auto_is_decided_by_platform_and_dtype():
     found = {
-        (platform, dtype): resolve_implementation("auto", dtype, platform)
+        (platform, dtype): choose_kernel("auto", dtype, platform)
         for platform in ("cpu", "tpu", "cuda", "rocm")
         for dtype in ("float32", "bfloat16")
     }
@@ -142,20 +142,18 @@ def test_auto_is_decided_by_platform_and_dtype():
         ("rocm", "float32"): "plain",
         ("rocm", "bfloat16"): "plain",
     }
-    assert resolve_implementation("plain", "float32", "tpu") == "plain"
-    here = resolve_implementation("auto", "float32")
+    assert choose_kernel("plain", "float32", "tpu") == "plain"
+    here = choose_kernel("auto", "float32")
     assert here == ("native" if native.best_build() else "blocked") or jax.default_backend() != "cpu"
-    assert resolve_implementation("auto", "bfloat16") == resolve_implementation(
-        "auto", "bfloat16", jax.default_backend()
-    )
+    assert choose_kernel("auto", "bfloat16") == choose_kernel("auto", "bfloat16", jax.default_backend())
 
 
 @pytest.mark.parametrize(("dtype", "platform"), [("bfloat16", None), ("float32", "tpu"), ("float32", "cpu")])
 def test_native_is_refused_where_it_cannot_be(dtype, platform):
     with pytest.raises(ValueError, match=r"is for float32 on a CPU, in a program for this machine.*Use \"auto\""):
-        resolve_implementation("native", dtype, platform)
+        choose_kernel("native", dtype, platform)
 
 
-def test_an_unknown_implementation_is_refused():
-    with pytest.raises(ValueError, match=r"implementation must be one of .* got 'flash'"):
-        attention(*random_qkv((4, 1, 4)), implementation="flash")
+def test_an_unknown_kernel_is_refused():
+    with pytest.raises(ValueError, match=r"kernel must be one of .* got 'flash'"):
+        attention(*random_qkv((4, 1, 4)), kernel="flash")

@@ -19,7 +19,6 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import multipatch_jax as mp
-from multipatch_jax import weights
 
 ALL = ("vision", "connector", "text")
 
@@ -37,7 +36,7 @@ def change(folder, edit):
 
 
 def assert_same(a, b):
-    a, b = weights.flatten(a), weights.flatten(b)
+    a, b = mp.params.flatten(a), mp.params.flatten(b)
     assert a.keys() == b.keys()
     for path in a:
         assert a[path].dtype == b[path].dtype
@@ -46,7 +45,7 @@ def assert_same(a, b):
 
 def test_every_tensor_of_the_file_has_its_place_and_goes_back_bit_equal(tiny):
     config, params = mp.from_pretrained(tiny.folder, parts=ALL)
-    ours = dict(weights.from_params(config, params))
+    ours = dict(mp.params.from_params(config, params))
     theirs = load_file(tiny.folder / "model.safetensors")
     assert ours.keys() == theirs.keys()
     for name in theirs:
@@ -58,7 +57,7 @@ def test_params_are_plain_dicts_of_the_modules_own_shapes(tiny):
     assert type(tiny.params["vision_model"]["encoder"]["layers"]) is dict
     shapes = jax.tree.map(jax.numpy.shape, mp.init_params(jax.random.key(0), tiny.config))
     assert jax.tree.map(jax.numpy.shape, tiny.params) == shapes
-    assert weights.flatten(shapes) == weights.param_shapes(tiny.config)
+    assert mp.params.flatten(shapes) == mp.params.param_shapes(tiny.config)
 
 
 @pytest.mark.parametrize(
@@ -72,8 +71,8 @@ def test_params_are_plain_dicts_of_the_modules_own_shapes(tiny):
 )
 def test_parameter_totals(name, vision, connector):
     config = mp.PRESETS[name]
-    assert weights.count(weights.param_shapes(config, ("vision",)).values()) == vision
-    assert weights.count(weights.param_shapes(config, ("connector",)).values()) == connector
+    assert mp.params.count_parameters(mp.params.param_shapes(config, ("vision",)).values()) == vision
+    assert mp.params.count_parameters(mp.params.param_shapes(config, ("connector",)).values()) == connector
 
 
 @pytest.mark.parametrize(
@@ -87,15 +86,15 @@ def test_parameter_totals(name, vision, connector):
 )
 def test_tensor_counts_with_the_language_model(name, tensors, parameters):
     config = mp.PRESETS[name]
-    assert len(weights.tensors(config)) == tensors
-    assert weights.count(weights.param_shapes(config, weights.PARTS).values()) == parameters
+    assert len(mp.params.tensors(config)) == tensors
+    assert mp.params.count_parameters(mp.params.param_shapes(config, mp.params.PARTS).values()) == parameters
 
 
 @pytest.mark.parametrize("parts", [("vision",), ("connector",), ("embeddings",), ALL, "vision"])
 def test_only_the_asked_parts_are_loaded(parts, tiny, tmp_path):
     config, params = mp.from_pretrained(tiny.folder, parts=parts)
-    expected = weights.param_shapes(config, weights.check_parts(config, parts))
-    assert weights.flatten(params).keys() == expected.keys()
+    expected = mp.params.param_shapes(config, mp.params.check_parts(config, parts))
+    assert mp.params.flatten(params).keys() == expected.keys()
     _, whole = mp.from_pretrained(tiny.folder, parts=ALL)
     mp.save_pretrained(tmp_path / "whole", config, whole)
     _, again = mp.from_pretrained(tmp_path / "whole", parts=parts)
@@ -107,7 +106,7 @@ def test_dtypes_are_kept_bit_for_bit(dtype, folder, tmp_path):
     change(folder, lambda tensors: tensors.update({k: v.astype(dtype) for k, v in tensors.items()}))
     config, params = mp.from_pretrained(folder, parts=ALL)
     theirs = load_file(folder / "model.safetensors")
-    for name, array in weights.from_params(config, params):
+    for name, array in mp.params.from_params(config, params):
         assert array.dtype == dtype
         np.testing.assert_array_equal(array, theirs[name])
     mp.save_pretrained(tmp_path / "saved", config, params)
@@ -149,11 +148,11 @@ def test_saved_folder_keeps_config_and_policies(tiny, tmp_path):
 
 def test_a_check_of_one_part_lets_the_others_be(tiny):
     config, params = mp.from_pretrained(tiny.folder, parts=ALL)
-    for part in weights.PARTS:
-        weights.check_params(params, config, (part,))
+    for part in mp.params.PARTS:
+        mp.params.check_params(params, config, (part,))
     params["text_model"]["stranger"] = params["text_model"].pop("embed_tokens")
     with pytest.raises(ValueError, match=r" - text_model/embed_tokens/embedding .*\n \+ text_model/stranger/embedding"):
-        weights.check_params(params, config, ("embeddings",))
+        mp.params.check_params(params, config, ("embeddings",))
 
 
 def test_save_refuses_what_it_cannot_finish(tiny, tmp_path):
@@ -161,7 +160,7 @@ def test_save_refuses_what_it_cannot_finish(tiny, tmp_path):
     with pytest.raises(FileExistsError, match="taken exists; delete it or choose another name"):
         mp.save_pretrained(tmp_path / "taken", tiny.config, tiny.params)
     with pytest.raises(ValueError, match="not of this config"):
-        mp.save_pretrained(tmp_path / "new", mp.SMOLVLM_256M, tiny.params)
+        mp.save_pretrained(tmp_path / "new", mp.presets.SMOLVLM_256M, tiny.params)
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 
 
@@ -177,7 +176,7 @@ def test_shards_are_read_through_the_index_and_only_where_needed(folder):
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": weight_map}))
     _, params = mp.from_pretrained(folder)
-    assert weights.flatten(params).keys() == weights.param_shapes(mp.from_pretrained(folder)[0]).keys()
+    assert mp.params.flatten(params).keys() == mp.params.param_shapes(mp.from_pretrained(folder)[0]).keys()
     with pytest.raises(mp.CheckpointError, match=r"model-00002-of-00002\.safetensors is not a whole safetensors file"):
         mp.from_pretrained(folder, parts=ALL)
     weight_map["lm_head.weight"] = "../elsewhere.safetensors"
@@ -281,9 +280,9 @@ class Hub(SimpleHTTPRequestHandler):
 
 def load_from_hub(endpoint, cache, repo, parts="('vision', 'connector')"):
     code = (
-        "import multipatch_jax as mp; from multipatch_jax import weights\n"
+        "import multipatch_jax as mp\n"
         f"config, params = mp.from_pretrained({repo!r}, parts={parts})\n"
-        "print(sorted(weights.flatten(params))[0], config.tiling.tile_size)"
+        "print(sorted(mp.params.flatten(params))[0], config.tiling.tile_size)"
     )
     environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1"}
     return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
@@ -385,7 +384,7 @@ def test_any_damage_is_an_error_of_ours_or_only_changes_values(folder):
             except mp.CheckpointError as error:
                 message = str(error)
         if message is None:
-            weights.check_params(params, config)
+            mp.params.check_params(params, config)
         else:
             refused += 1
             assert str(folder) in message

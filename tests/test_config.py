@@ -10,8 +10,8 @@ from transformers.models.idefics3.configuration_idefics3 import Idefics3VisionCo
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
 import multipatch_jax as mp
+from multipatch_jax.checkpoint import config_from_hf, read_hf_config
 from multipatch_jax.config import config_from_dict
-from multipatch_jax.hf_config import config_from_hf, read_hf_config
 
 CONFIG = {
     "architectures": ["Idefics3ForConditionalGeneration"],
@@ -65,7 +65,7 @@ def edited(base, section, **changes):
 
 
 def test_smolvlm_256m():
-    assert config_from_hf(CONFIG, PREPROCESSOR) == mp.SMOLVLM_256M
+    assert config_from_hf(CONFIG, PREPROCESSOR) == mp.presets.SMOLVLM_256M
 
 
 def test_sparse_files_are_filled_from_the_references_class_defaults():
@@ -96,13 +96,13 @@ def test_the_image_processors_class_defaults():
 def test_both_homes_of_rope_theta():
     moved = copy.deepcopy(CONFIG)
     moved["text_config"]["rope_parameters"] = {"rope_theta": moved["text_config"].pop("rope_theta")}
-    assert config_from_hf(moved, PREPROCESSOR) == mp.SMOLVLM_256M
+    assert config_from_hf(moved, PREPROCESSOR) == mp.presets.SMOLVLM_256M
 
 
 def test_the_image_processor_inside_processor_config(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": PREPROCESSOR, "image_seq_len": 64}))
-    assert read_hf_config(tmp_path) == mp.SMOLVLM_256M
+    assert read_hf_config(tmp_path) == mp.presets.SMOLVLM_256M
 
 
 @pytest.mark.parametrize("name", mp.PRESETS)
@@ -155,12 +155,12 @@ def test_bad_tiling(changes, message):
 
 def test_bad_model():
     with pytest.raises(ValueError, match="tokens_per_tile must be 64"):
-        dataclasses.replace(mp.SMOLVLM_256M, tiling=mp.TilingConfig(tokens_per_tile=81))
+        dataclasses.replace(mp.presets.SMOLVLM_256M, tiling=mp.TilingConfig(tokens_per_tile=81))
     with pytest.raises(ValueError, match="dtype must be one of"):
-        dataclasses.replace(mp.SMOLVLM_256M, dtype="int8")
+        dataclasses.replace(mp.presets.SMOLVLM_256M, dtype="int8")
     with pytest.raises(ValueError, match="precision must be one of"):
-        dataclasses.replace(mp.SMOLVLM_256M, precision="best")
+        dataclasses.replace(mp.presets.SMOLVLM_256M, precision="best")
     with pytest.raises(ValueError, match="text model's hidden_size"):
-        dataclasses.replace(mp.SMOLVLM_256M, connector=mp.ConnectorConfig(4, 960))
+        dataclasses.replace(mp.presets.SMOLVLM_256M, connector=mp.ConnectorConfig(4, 960))
     with pytest.raises(ValueError, match="Not a config that this version wrote"):
-        config_from_dict({**dataclasses.asdict(mp.SMOLVLM_256M), "colour": 1})
+        config_from_dict({**dataclasses.asdict(mp.presets.SMOLVLM_256M), "colour": 1})

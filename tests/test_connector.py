@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from multipatch_jax import pixel_unshuffle
+from multipatch_jax.nn import pixel_unshuffle
 
 
 def numbered(grid, width):

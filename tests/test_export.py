@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import multipatch_jax as mp
-from multipatch_jax import cli, export
+from multipatch_jax import cli
+from multipatch_jax.encode import export
 
 # What the README tells a reader to do.
 READER = """
@@ -119,7 +120,7 @@ def test_bad_arguments_leave_nothing_behind(tiny, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"batch_size must be a positive number"):
         run(batch_size=0)
     with pytest.raises(ValueError, match=r"params"):
-        mp.export_encoder(tmp_path / "out", mp.SMOLVLM_256M, tiny.params)
+        mp.export_encoder(tmp_path / "out", mp.presets.SMOLVLM_256M, tiny.params)
     find_spec = export.importlib.util.find_spec
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None if "cuda" in name else find_spec(name))
     with pytest.raises(ValueError, match=r"is exported where the CUDA wheels are"):

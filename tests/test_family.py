@@ -17,9 +17,8 @@ from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 import multipatch_jax as mp
-from convert import reference
-from multipatch_jax import weights
-from multipatch_jax.hf_config import config_from_hf, config_to_hf
+import multipatch_reference as reference
+from multipatch_jax.checkpoint import config_from_hf, config_to_hf
 from tests.conftest import TINY, with_layers
 
 ROOT = Path(__file__).parent.parent
@@ -120,7 +119,7 @@ def test_policies_of_ours_cannot_be_exported():
 
 @pytest.mark.parametrize("model_type", ["idefics3", "smolvlm"])
 def test_the_reference_reads_our_json_as_the_same_model(model_type):
-    hf = reference.hf_config(dataclasses.replace(mp.SMOLVLM_2_2B, model_type=model_type))
+    hf = reference.hf_config(dataclasses.replace(mp.presets.SMOLVLM_2_2B, model_type=model_type))
     assert hf.model_type == model_type
     assert hf.vision_config.intermediate_size == 4304
     assert hf.text_config.rope_parameters["rope_theta"] == 273768.0
@@ -146,8 +145,8 @@ def test_the_reference_reads_our_json_as_the_same_model(model_type):
 )
 def test_totals_of_the_whole_model(name, tensors, parameters):
     config = mp.PRESETS[name]
-    assert len(weights.tensors(config)) == tensors
-    assert weights.count(weights.param_shapes(config, weights.PARTS).values()) == parameters
+    assert len(mp.params.tensors(config)) == tensors
+    assert mp.params.count_parameters(mp.params.param_shapes(config, mp.params.PARTS).values()) == parameters
 
 
 @pytest.mark.parametrize("name", ["SmolVLM-Instruct", "SmolVLM2-500M-Video-Instruct", "Idefics3-8B-Llama3"])
@@ -156,7 +155,7 @@ def test_names_and_shapes_equal_the_references_own(name):
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(reference.hf_config(config))
     theirs = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    assert {name: tensor.shape for name, tensor in weights.tensors(config).items()} == theirs
+    assert {name: tensor.shape for name, tensor in mp.params.tensors(config).items()} == theirs
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -240,9 +239,9 @@ def relaid(tiny, folder, rename, **config):
 
 def assert_same_params(params, tiny, parts=("vision", "connector")):
     _, expected = mp.from_pretrained(tiny.folder, parts=parts)
-    assert weights.flatten(params).keys() == weights.flatten(expected).keys()
-    for path, array in weights.flatten(expected).items():
-        np.testing.assert_array_equal(weights.flatten(params)[path], array, err_msg=path)
+    assert mp.params.flatten(params).keys() == mp.params.flatten(expected).keys()
+    for path, array in mp.params.flatten(expected).items():
+        np.testing.assert_array_equal(mp.params.flatten(params)[path], array, err_msg=path)
 
 
 def test_saved_without_its_head(tiny, tmp_path):
@@ -284,7 +283,7 @@ def test_colidefics3(tiny, tmp_path):
     hidden = rng.normal(size=(2, 7, 48)).astype(np.float32)
     mask = np.ones((2, 7), np.int32)
     mask[1, 4:] = 0
-    vectors = mp.retrieval_embeddings(params, hidden, mask)
+    vectors = mp.nn.retrieval_embeddings(params, hidden, mask)
     expected = hidden @ head["linear.weight"].T + head["linear.bias"]
     expected = expected / np.linalg.norm(expected, axis=-1, keepdims=True) * mask[..., None]
     np.testing.assert_allclose(vectors, expected, rtol=1e-4, atol=1e-6)
@@ -297,7 +296,7 @@ def test_the_tower_inside_smolvla(tmp_path):
     prefix = "model.vlm_with_expert.vlm."
     tensors = {
         prefix + name: rng.normal(size=tensor.shape).astype(ml_dtypes.bfloat16)
-        for name, tensor in weights.tensors(config).items()
+        for name, tensor in mp.params.tensors(config).items()
     }
     foreign = {
         prefix + "model.text_model.norm.weight": np.ones(960, np.float32),
@@ -311,7 +310,7 @@ def test_the_tower_inside_smolvla(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(policy))
     loaded, params = mp.from_pretrained(tmp_path)
     assert loaded == config
-    for name, value in weights.from_params(config, params):
+    for name, value in mp.params.from_params(config, params):
         np.testing.assert_array_equal(value, tensors[prefix + name])
     (tmp_path / "config.json").write_text(json.dumps(policy | {"vlm_model_name": "someone/else"}))
     with pytest.raises(ValueError, match=r"vlm_model_name must be one of .* got 'else'"):
@@ -328,7 +327,7 @@ def whole_checkpoint(name, folder):
     rng = np.random.default_rng(0)
     tensors = {
         name: rng.integers(0x3C00, 0x3F80, tensor.shape, np.uint16).view(ml_dtypes.bfloat16)
-        for name, tensor in weights.tensors(config).items()
+        for name, tensor in mp.params.tensors(config).items()
     }
     folder.mkdir(parents=True)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -354,7 +353,6 @@ def test_the_whole_checkpoint_there_and_back(name, tmp_path):
 MEASURE = """
 import resource, sys
 import multipatch_jax as mp, jax
-from multipatch_jax import weights
 import orbax.checkpoint
 jax.devices()
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -378,8 +376,8 @@ def test_loading_takes_under_half_again_of_what_is_loaded(tmp_path):
 
 def test_8b_shards_of_the_language_model_need_not_exist(tmp_path):
     """The vision part of an 8B-shaped checkpoint, of few layers: the shards beside it are not there to be read."""
-    config = with_layers(mp.IDEFICS3_8B, 2)
-    names = weights.tensors(config)
+    config = with_layers(mp.presets.IDEFICS3_8B, 2)
+    names = mp.params.tensors(config)
     ours = {name: tensor for name, tensor in names.items() if tensor.part in ("vision", "connector")}
     rng = np.random.default_rng(0)
     arrays = {name: rng.integers(0, 99, t.shape, np.uint16).view(ml_dtypes.bfloat16) for name, t in ours.items()}
@@ -400,7 +398,6 @@ import sys
 import jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 import multipatch_jax as mp
-from multipatch_jax import weights
 mesh = jax.make_mesh((8,), ("x",))
 def split(axis):
     def sharding(path, shape):
@@ -412,7 +409,7 @@ def split(axis):
 config, rows = mp.from_pretrained(sys.argv[1], sharding=split(0))
 mp.save_pretrained(sys.argv[2], config, rows)
 _, cols = mp.from_pretrained(sys.argv[2], sharding=split(-1))
-rows, cols = weights.flatten(rows), weights.flatten(cols)
+rows, cols = mp.params.flatten(rows), mp.params.flatten(cols)
 for path in rows:
     np.testing.assert_array_equal(rows[path], cols[path])
 kernel = cols["connector/modality_projection/proj/kernel"]
@@ -434,11 +431,11 @@ def test_restored_onto_a_mesh_with_another_layout(tiny, tmp_path):
 @pytest.mark.parametrize("spoil", [False, True])
 def test_verify_names_the_first_stage_that_differs(spoil, tiny, photo, tmp_path):
     Image.fromarray(photo[:100, :90]).save(tmp_path / "photo.png")
-    code = "import sys, runpy; sys.argv = sys.argv[1:]; sys.path.insert(0, 'convert')\n"
+    code = "import sys, runpy; sys.argv = sys.argv[1:]\n"
     if spoil:  # an eps of 1e-2 in ours alone: the embeddings are right, the first layer is not
         code += (
-            "from multipatch_jax import vision; from flax import linen\n"
-            "vision._layer_norm = lambda config, name: linen.LayerNorm(1e-2, dtype=config.dtype, name=name)\n"
+            "from multipatch_jax.nn import siglip; from flax import linen\n"
+            "siglip._layer_norm = lambda config, name: linen.LayerNorm(1e-2, dtype=config.dtype, name=name)\n"
         )
     code += "runpy.run_path('convert/verify.py', run_name='__main__')"
     command = [sys.executable, "-c", code, "verify.py", tiny.folder, "--image", tmp_path / "photo.png"]

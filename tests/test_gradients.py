@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import multipatch_jax as mp
-from multipatch_jax import native, weights
+from multipatch_jax.nn import native
 from tests import tolerances
 from tests.conftest import TINY, make_model
 from tests.test_parity import distance, normalised
@@ -44,7 +44,7 @@ def along(params, batch, rng, encode):
 
 
 def check_gradients(ours, theirs, config):
-    ours = dict(weights.from_params(config, ours))
+    ours = dict(mp.params.from_params(config, ours))
     assert ours.keys() == theirs.keys()
     for name, gradient in theirs.items():
         if name.endswith("k_proj.bias"):
@@ -67,7 +67,7 @@ def test_gradients_equal_pytorchs(implementation, remat, tiles, fine):
     model, batch, theirs = fine
     options = {
         "config": dataclasses.replace(model.config, attention=implementation),
-        "mesh": mp.make_mesh() if tiles == "all at once" else None,
+        "mesh": mp.params.make_mesh() if tiles == "all at once" else None,
     }
     ours = gradients(model, batch, loss_fn=along, remat=remat, trainable="all", **options)
     check_gradients(ours, theirs, model.config)
@@ -77,7 +77,7 @@ def test_remat_keeps_less(fine):
     model, batch, _ = fine
     optimizer, temporary = optax.sgd(0.1), {}
     for remat in (False, True):
-        state = mp.init_train_state(model.params, optimizer, trainable="vision", rng=jax.random.key(0))
-        step = mp.make_train_step(along, optimizer, config=model.config, trainable="vision", remat=remat)
+        state = mp.train.init_train_state(model.params, optimizer, trainable="vision", rng=jax.random.key(0))
+        step = mp.train.make_train_step(along, optimizer, config=model.config, trainable="vision", remat=remat)
         temporary[remat] = jax.jit(step).lower(state, batch).compile().memory_analysis().temp_size_in_bytes
     assert temporary[True] < 0.8 * temporary[False]

@@ -25,8 +25,8 @@ from sklearn.datasets import load_sample_images
 from transformers.image_transforms import convert_to_rgb, to_pil_image
 from transformers.image_utils import load_image as reference_load_image
 
-from multipatch_jax import image as image_module
 from multipatch_jax.image import ImageError, load_image
+from multipatch_jax.image import load as image_module
 
 MODES = """1 L P RGB RGBA CMYK YCbCr LAB HSV I F LA PA RGBX RGBa I;16 I;16L I;16B I;16N""".split()
 FLOATS = [np.float16, np.float32, np.float64, ml_dtypes.bfloat16]

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from multipatch_jax.linear import Dense
+from multipatch_jax.nn.linear import Dense
 
 
 @pytest.mark.parametrize("in_dtype", [False, True])

@@ -8,7 +8,6 @@ import optax
 import pytest
 
 import multipatch_jax as mp
-from multipatch_jax import weights
 from tests import tolerances
 from tests.test_parity import distance
 from tests.test_training import squares
@@ -25,10 +24,10 @@ def batch(tiny, tiny_tiles):
 @pytest.fixture(scope="module")
 def trained(tiny, batch):
     """The state after four steps, and the loss at each."""
-    params = mp.add_lora(jax.random.key(1), tiny.params, kernels=KERNELS, rank=2)
+    params = mp.params.add_lora(jax.random.key(1), tiny.params, kernels=KERNELS, rank=2)
     optimizer = optax.adam(1e-2)
-    state = mp.init_train_state(params, optimizer, trainable="lora", rng=jax.random.key(0))
-    step = mp.make_train_step(squares, optimizer, config=tiny.config, trainable="lora")
+    state = mp.train.init_train_state(params, optimizer, trainable="lora", rng=jax.random.key(0))
+    step = mp.train.make_train_step(squares, optimizer, config=tiny.config, trainable="lora")
     history = []
     for _ in range(4):
         state, metrics = step(state, batch)
@@ -37,9 +36,9 @@ def trained(tiny, batch):
 
 
 def test_new_factors_change_nothing(tiny):
-    params = mp.add_lora(jax.random.key(1), tiny.params, kernels=KERNELS, rank=2)
-    jax.tree.map(np.testing.assert_array_equal, mp.merge_lora(params), tiny.params)
-    flat = weights.flatten(params["lora"])
+    params = mp.params.add_lora(jax.random.key(1), tiny.params, kernels=KERNELS, rank=2)
+    jax.tree.map(np.testing.assert_array_equal, mp.params.merge_lora(params), tiny.params)
+    flat = mp.params.flatten(params["lora"])
     stem = "vision_model/encoder/layers/mlp/fc1/kernel"
     assert flat[f"{stem}/a"].shape == (2, 96, 2)
     assert flat[f"{stem}/b"].shape == (2, 2, 128)
@@ -59,14 +58,14 @@ def test_only_the_factors_are_trained(tiny, trained):
 def test_the_merged_model_is_the_trained_one(tiny, batch, trained, tmp_path):
     """Exported and loaded back, it has the loss that the next step would have shown."""
     state, _ = trained
-    merged = mp.merge_lora(state.params)
-    changed = {p for p, x in weights.flatten(merged).items() if np.any(x != weights.flatten(tiny.params)[p])}
-    assert changed == {path for path in weights.flatten(tiny.params) if re.search(KERNELS, path)}
+    merged = mp.params.merge_lora(state.params)
+    changed = {p for p, x in mp.params.flatten(merged).items() if np.any(x != mp.params.flatten(tiny.params)[p])}
+    assert changed == {path for path in mp.params.flatten(tiny.params) if re.search(KERNELS, path)}
     mp.export_hf(tmp_path / "model", tiny.config, state.params, base=tiny.folder)  # merges
     config, loaded = mp.from_pretrained(tmp_path / "model")
     jax.tree.map(np.testing.assert_array_equal, loaded, merged)
-    loss = mp.distillation_loss(mp.encode_tiles(loaded, batch["tiles"], config=config), batch["teacher"])
-    step = mp.make_train_step(squares, optax.adam(1e-2), config=tiny.config, trainable="lora")
+    loss = mp.train.distillation_loss(mp.encode_tiles(loaded, batch["tiles"], config=config), batch["teacher"])
+    step = mp.train.make_train_step(squares, optax.adam(1e-2), config=tiny.config, trainable="lora")
     copy = jax.tree.map(lambda x: x.copy(), state)  # a step donates
     _, metrics = step(copy, batch)
     assert distance(loss, metrics["loss"]) <= tolerances.SAME_PROGRAM
@@ -74,7 +73,7 @@ def test_the_merged_model_is_the_trained_one(tiny, batch, trained, tmp_path):
 
 def test_merging_keeps_the_kernels_dtype(tiny, trained):
     half = jax.tree.map(lambda x: x.astype("bfloat16"), tiny.params)
-    merged = mp.merge_lora(half | {"lora": trained[0].params["lora"]})
+    merged = mp.params.merge_lora(half | {"lora": trained[0].params["lora"]})
     assert {x.dtype.name for x in jax.tree.leaves(merged)} == {"bfloat16"}
 
 
@@ -90,16 +89,16 @@ def test_params_that_are_not_merged_are_refused(tiny, tiny_tiles, trained, tmp_p
 
 def test_a_regex_that_names_no_kernel(tiny):
     with pytest.raises(ValueError, match="kernels='qproj' is found in no kernel's path; there are connector"):
-        mp.add_lora(jax.random.key(0), tiny.params, kernels="qproj")
+        mp.params.add_lora(jax.random.key(0), tiny.params, kernels="qproj")
 
 
 def test_factors_that_are_there_already_are_not_overwritten(tiny):
-    params = mp.add_lora(jax.random.key(0), tiny.params, rank=2)
+    params = mp.params.add_lora(jax.random.key(0), tiny.params, rank=2)
     with pytest.raises(ValueError, match=r"not merged yet: call merge_lora\(params\) first"):
-        mp.add_lora(jax.random.key(0), params, kernels="fc1", rank=2)
+        mp.params.add_lora(jax.random.key(0), params, kernels="fc1", rank=2)
 
 
 @pytest.mark.parametrize("rank", [0, 97])
 def test_a_rank_that_does_not_suit(rank, tiny):
     with pytest.raises(ValueError, match=f"rank must be 1 to 96 for .*q_proj/kernel .* got {rank}"):
-        mp.add_lora(jax.random.key(0), tiny.params, rank=rank)
+        mp.params.add_lora(jax.random.key(0), tiny.params, rank=rank)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from multipatch_jax import losses
+from multipatch_jax.train import losses
 from tests import tolerances
 
 

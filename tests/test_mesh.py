@@ -26,7 +26,7 @@ import json, re, sys
 import jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 import multipatch_jax as mp
-from multipatch_jax import tile_queue
+from multipatch_jax.encode import tile_queue
 from tests.test_stream import random_images
 
 folder, out = sys.argv[1:]
@@ -36,7 +36,7 @@ tokens = {}
 for tile_on in ("device", "host"):
     options = {"config": config, "tile_on": tile_on}
     mp.warmup(params, **options)
-    with mp.forbid_compilations():
+    with mp.encode.forbid_compilations():
         results = mp.encode_images(params, random_images(24), **options)
     tokens |= {f"{tile_on}{i}": x for i, x in enumerate(results)}
 image = next(random_images(1))

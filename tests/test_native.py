@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import multipatch_jax as mp
-from multipatch_jax import attention, native, vision
+from multipatch_jax.nn import native, siglip
+from multipatch_jax.nn.attention import kernels
 from tests import tolerances
 from tests.conftest import make_model, with_layers
 from tests.test_parity import CONFIGS, check_model, distance, some_tiles
@@ -41,7 +42,7 @@ def an_encoder(side, width, heads, hidden, layers=2):
         dtype="float32",
         attention="blocked",
     )
-    module = vision.Encoder(config)
+    module = siglip.Encoder(config)
     x = jax.random.normal(jax.random.key(0), (side * side, width))
     params = module.init(jax.random.key(1), x)["params"]
     keys = iter(jax.random.split(jax.random.key(2), 99))
@@ -172,9 +173,9 @@ def test_a_build_that_does_not_load_is_left_out(tmp_path):
 
 def test_without_a_build_auto_is_what_xla_compiles():
     with mock.patch.object(native, "builds", return_value=()):
-        assert attention.resolve_implementation("auto", "float32") == "blocked"
+        assert kernels.choose_kernel("auto", "float32") == "blocked"
         with pytest.raises(ValueError, match="with a C\\+\\+ compiler"):
-            attention.resolve_implementation("native", "float32")
+            kernels.choose_kernel("native", "float32")
 
 
 def test_masks_go_through_jax(tiny):

@@ -21,10 +21,19 @@ from transformers.models.smolvlm import processing_smolvlm
 from transformers.video_utils import VideoMetadata
 
 import multipatch_jax as mp
-from convert import reference
-from multipatch_jax import video
-from multipatch_jax.packing import embed_tokens, expand_prompt, expanded_length, labels_for, pack
-from multipatch_jax.video import VideoPlan, encode_frames, expand_video_prompt, sample_frames
+import multipatch_reference as reference
+from multipatch_jax.text import (
+    VideoPlan,
+    embed_tokens,
+    encode_frames,
+    expand_prompt,
+    expand_video_prompt,
+    expanded_length,
+    labels_for,
+    pack,
+    sample_frames,
+    video,
+)
 from tests.conftest import TINY
 from tests.tokenizer import make_tokenizer
 
@@ -50,14 +59,14 @@ def reference_processor(tokenizer, config, **tiling):
 
 def a_plan(rows, cols, config=CONFIG, global_tile=True):
     tiles = rows * cols + global_tile if rows else 1
-    return mp.TilePlan(9, 9, (9, 9), (9, 9), rows, cols, tiles, tiles * config.tiling.tokens_per_tile)
+    return mp.image.TilePlan(9, 9, (9, 9), (9, 9), rows, cols, tiles, tiles * config.tiling.tokens_per_tile)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Prompts.
 
 
-@pytest.mark.parametrize("config", [CONFIG, mp.SMOLVLM_256M, mp.SMOLVLM_2_2B, mp.IDEFICS3_8B])
+@pytest.mark.parametrize("config", [CONFIG, mp.presets.SMOLVLM_256M, mp.presets.SMOLVLM_2_2B, mp.presets.IDEFICS3_8B])
 def test_the_markers_are_the_references_for_every_grid(config, tokenizer):
     processor, _ = reference_processor(tokenizer, config)
     tokens = config.tiling.tokens_per_tile
@@ -115,11 +124,11 @@ def test_images_and_places_that_differ_in_number_are_refused(text, count):
 
 
 def test_a_plan_of_another_config_is_refused():
-    plan = mp.plan_tiles(100, 200, mp.SMOLVLM_256M.tiling)
+    plan = mp.plan_tiles(100, 200, mp.presets.SMOLVLM_256M.tiling)
     with pytest.raises(ValueError, match="4 tokens a tile, this one has 576 in 9 tiles"):
         expand_prompt("<image>", [plan], CONFIG)
     with pytest.raises(ValueError, match="64 tokens a tile, this one has 1053 in 13 tiles"):
-        mp.expanded_length(mp.plan_tiles(480, 640, mp.SMOLVLM_2_2B.tiling), mp.SMOLVLM_256M)
+        mp.text.expanded_length(mp.plan_tiles(480, 640, mp.presets.SMOLVLM_2_2B.tiling), mp.presets.SMOLVLM_256M)
 
 
 @pytest.mark.parametrize("name", SINGLE_TOKEN)

@@ -12,18 +12,18 @@ import pytest
 import torch
 
 import multipatch_jax as mp
-from convert import reference
-from multipatch_jax import preprocess, vision
-from multipatch_jax.encode import resolve
+import multipatch_reference as reference
+from multipatch_jax.encode import resolve_config
+from multipatch_jax.nn import siglip
 from tests import tolerances
 from tests.conftest import make_model, with_layers, with_small_text
 
 CONFIGS = {  # full shapes; depth as given by the tests
-    "SmolVLM-256M": with_small_text(mp.SMOLVLM_256M),
-    "SmolVLM-2.2B": with_small_text(mp.SMOLVLM_2_2B),
-    "Idefics3-8B": with_small_text(mp.IDEFICS3_8B),
+    "SmolVLM-256M": with_small_text(mp.presets.SMOLVLM_256M),
+    "SmolVLM-2.2B": with_small_text(mp.presets.SMOLVLM_2_2B),
+    "Idefics3-8B": with_small_text(mp.presets.IDEFICS3_8B),
 }
-CONFIGS_SEEN = (mp.SMOLVLM_256M, mp.SMOLVLM_2_2B, mp.IDEFICS3_8B)
+CONFIGS_SEEN = (mp.presets.SMOLVLM_256M, mp.presets.SMOLVLM_2_2B, mp.presets.IDEFICS3_8B)
 
 
 def distance(a, b) -> float:
@@ -44,7 +44,7 @@ def some_tiles(photo, config, count) -> np.ndarray:
 
 
 def normalised(tiles) -> np.ndarray:
-    return np.asarray(preprocess.normalize(jnp.asarray(tiles)))
+    return np.asarray(mp.image.normalize(jnp.asarray(tiles)))
 
 
 def check_model(model, tiles):
@@ -148,7 +148,7 @@ def rungs(photo, tmp_path_factory):
 @pytest.mark.parametrize("stage", ["embeddings", "layer 0", "tower", "tokens"])
 def test_ladder(stage, rungs):
     model, values = rungs
-    config = resolve(model.config, model.params)
+    config = resolve_config(model.config, model.params)
     params, tower = model.params["vision_model"], model.reference.model.vision_model
     layer = {"params": _layer(params, 0)}
     mask = torch.ones(1, 32, 32, dtype=torch.bool)
@@ -156,17 +156,17 @@ def test_ladder(stage, rungs):
         "embeddings": (
             "pixels",
             lambda x: tower.embeddings(x, mask),
-            lambda x: vision.VisionEmbeddings(config).apply({"params": params["embeddings"]}, x),
+            lambda x: siglip.VisionEmbeddings(config).apply({"params": params["embeddings"]}, x),
         ),
         "layer 0": (
             "embeddings",
             lambda x: tower.encoder.layers[0](x, None),
-            lambda x: vision.EncoderLayer(config).apply(layer, x)[0],
+            lambda x: siglip.EncoderLayer(config).apply(layer, x)[0],
         ),
         "tower": (
             "pixels",
             lambda x: tower(x).last_hidden_state,
-            lambda x: vision.VisionTransformer(config).apply({"params": params}, x),
+            lambda x: siglip.VisionTransformer(config).apply({"params": params}, x),
         ),
         "tokens": (
             "tower",
@@ -189,10 +189,10 @@ def _layer(params, index):
 
 
 def test_scan_over_layers_equals_a_loop(tiny, tiny_tiles):
-    config = resolve(tiny.config, tiny.params)
+    config = resolve_config(tiny.config, tiny.params)
     params = tiny.params["vision_model"]
     x = jnp.asarray(np.random.default_rng(0).normal(size=(64, 96)), jnp.float32)
-    scanned = vision.Encoder(config).apply({"params": params["encoder"]}, x)
+    scanned = siglip.Encoder(config).apply({"params": params["encoder"]}, x)
     for index in range(config.vision.num_hidden_layers):
-        x, _ = vision.EncoderLayer(config).apply({"params": _layer(params, index)}, x)
+        x, _ = siglip.EncoderLayer(config).apply({"params": _layer(params, index)}, x)
     assert distance(scanned, x) <= tolerances.SAME_PROGRAM

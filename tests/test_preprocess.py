@@ -16,19 +16,19 @@ from skimage import data
 from sklearn.datasets import load_sample_images
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
-from multipatch_jax import preprocess
 from multipatch_jax.config import TilingConfig
-from multipatch_jax.preprocess import (
+from multipatch_jax.image import (
     bucket_of,
-    fits_device,
-    image_filters,
+    fits_bucket,
     normalize,
     pad_to_bucket,
+    plan_tiles,
     tile_image,
     tile_image_host,
     tile_padded,
+    tiling_steps,
 )
-from multipatch_jax.tiling import plan_tiles
+from multipatch_jax.image import tile as tile_module
 
 SMALL = TilingConfig(longest_edge=256, tile_size=64, tokens_per_tile=16)
 FULL = TilingConfig()
@@ -131,7 +131,7 @@ def test_small_tiles_are_the_references():
     """And one program serves all images of a bucket and a number of tiles, be they 3 x 4 or 4 x 3."""
     images = small_images()
     assert len(images) >= 60
-    preprocess._tile_padded.clear_cache()
+    tile_module._tile_padded.clear_cache()
     programs, grids = set(), set()
     for image in images:
         expected = reference_tiles(image, SMALL)
@@ -140,7 +140,7 @@ def test_small_tiles_are_the_references():
         plan = plan_tiles(*image.shape[:2], SMALL)
         programs.add((bucket_of(*image.shape[:2]), plan.num_tiles))
         grids.add((bucket_of(*image.shape[:2]), plan.rows, plan.cols))
-    assert preprocess._tile_padded._cache_size() == len(programs) < len(grids)
+    assert tile_module._tile_padded._cache_size() == len(programs) < len(grids)
 
 
 @pytest.mark.parametrize(("index", "implementation"), [(25, "gather"), (60, "banded")])
@@ -265,7 +265,7 @@ def test_one_compilation_for_a_bucket_and_a_number_of_tiles(implementation):
         image, plan, bucket = noise(height, width, seed), plan_tiles(height, width, SMALL), (1024, 1024)
         padded = rng.integers(0, 256, (*bucket, 3), np.uint8)  # what is in the padding must not show
         padded[:height, :width] = image
-        assert_same(tiles_of(padded, image_filters(plan, SMALL, bucket)), tile_image_host(image, SMALL))
+        assert_same(tiles_of(padded, tiling_steps(plan, SMALL, bucket)), tile_image_host(image, SMALL))
         grids.add((plan.rows, plan.cols))
     assert grids == {(3, 4), (4, 3)}
     assert tiles_of._cache_size() == 1
@@ -277,7 +277,7 @@ def test_room_for_more_tiles_than_the_image_has():
     for size in ((60, 64), (300, 451), (100, 900), (500, 500), (400, 170), (64, 64)):
         image = noise(*size)
         plan = plan_tiles(*size, SMALL)
-        got = tiles_of(pad_to_bucket(image), image_filters(plan, SMALL, bucket_of(*size)))
+        got = tiles_of(pad_to_bucket(image), tiling_steps(plan, SMALL, bucket_of(*size)))
         assert got.shape == (17, 64, 64, 3)
         assert_same(got[: plan.num_tiles], tile_image_host(image, SMALL))
     assert tiles_of._cache_size() == 1
@@ -295,7 +295,7 @@ def test_buckets():
 @given(st.integers(1, 4096), st.integers(1, 4096), st.sampled_from(["lanczos", "bicubic", "bilinear"]))
 def test_all_images_up_to_4096_fit_the_device(height, width, name):
     tiling = TilingConfig(filter=name)
-    assert fits_device(plan_tiles(height, width, tiling), tiling)
+    assert fits_bucket(plan_tiles(height, width, tiling), tiling)
 
 
 @pytest.mark.parametrize(
@@ -310,7 +310,7 @@ def test_all_images_up_to_4096_fit_the_device(height, width, name):
 )
 def test_what_does_not_fit_the_device(size, options):
     tiling = dataclasses.replace(SMALL, **options)
-    assert not fits_device(plan_tiles(*size, tiling), tiling)
+    assert not fits_bucket(plan_tiles(*size, tiling), tiling)
 
 
 def test_padding_to_a_bucket():

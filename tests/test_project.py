@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import multipatch_jax as mp
-from multipatch_jax import native
+from multipatch_jax.nn import native
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -31,25 +31,72 @@ def test_the_package_needs_neither_torch_nor_transformers():
 
 
 def test_all_is_what_there_is():
-    for name in mp.__all__:
-        assert hasattr(mp, name)
-    public = {name for name in vars(mp) if not name.startswith("_") and not isinstance(getattr(mp, name), type(ast))}
-    assert public == set(mp.__all__)
+    assert set(vars(mp)) >= set(mp.__all__)
+    assert len(mp.__all__) <= 48
+    modules = {"arguments", "cli", "config", "files"}  # imported by the rooms; nobody's first stop
+    public = {name for name in vars(mp) if not name.startswith("_")}
+    assert public - modules == set(mp.__all__)
 
 
-def test_a_module_imports_only_from_upstream():
-    order = """config presets image tiling resample preprocess linear native attention vision connector processor
-        retrieval weights lora hf_config hf_names hf_folder hub checkpoint encode export tile_queue cache stream packing
-        video chat text compiles losses trainable sharding training train_checkpoint fit
-        viz plots cli __main__""".split()
-    for place, name in enumerate(order):
-        tree = ast.parse((ROOT / "multipatch_jax" / f"{name}.py").read_text(encoding="utf-8"))
-        imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
-        for module in imported:
-            if module.startswith("multipatch_jax."):
-                assert module.removeprefix("multipatch_jax.") in order[:place], f"{name} imports {module}"
-    files = {path.stem for path in (ROOT / "multipatch_jax").glob("*.py")}
-    assert files == {*order, "__init__"}
+# From upstream to downstream: a room imports only from what stands before it, and only through the door (`__init__`).
+TOP = ("arguments", "files", "config", "presets")
+ROOMS = (*TOP, "image", "nn", "params", "checkpoint", "encode", "text", "train", "plot", "cli")
+PACKAGE = ROOT / "multipatch_jax"
+
+
+def imports(path: Path) -> set[str]:
+    """Modules of the package that a file imports, without the package's own name in front."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module == "multipatch_jax":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("multipatch_jax."):
+            module = str(node.module).removeprefix("multipatch_jax.")
+            names = [alias.name for alias in node.names]
+            folder = PACKAGE / module.replace(".", "/")
+            found |= {f"{module}.{name}" if (folder / f"{name}.py").exists() else module for name in names}
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names if alias.name.split(".")[0] == "multipatch_jax"]
+            found |= {name.removeprefix("multipatch_jax").removeprefix(".") for name in names}
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_file_imports_only_from_upstream_and_through_doors(path):
+    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if room in ("__init__", "__main__"):
+        return
+    for module in imports(path):
+        other = module.split(".")[0]
+        if room == "cli" and module == "":  # written as a user would: `import multipatch_jax as mp`
+            continue
+        if other != room:
+            assert other in ROOMS[: ROOMS.index(room)], f"{path.name} imports {module}, which is not upstream of {room}"
+            assert module == other, f"{path.name} imports {module} past the door of {other}"
+
+
+@pytest.mark.parametrize("room", [room for room in ROOMS if (PACKAGE / room).is_dir()])
+def test_no_files_of_a_room_import_each_other_in_a_circle(room):
+    paths = {
+        str(path.relative_to(PACKAGE).with_suffix("")).replace("/", ".").removesuffix(".__init__"): path
+        for path in (PACKAGE / room).rglob("*.py")
+    }
+    waiting = {name: (imports(path) & paths.keys()) - {name} for name, path in paths.items()}
+    while waiting:
+        free = {name for name, needs in waiting.items() if not needs & waiting.keys()}
+        assert free, f"a circle among {sorted(waiting)}"
+        waiting = {name: needs for name, needs in waiting.items() if name not in free}
+
+
+def test_rooms_are_few_and_files_short():
+    folders = {path.parent for path in PACKAGE.rglob("__init__.py")} - {PACKAGE}
+    assert len(folders) <= 12
+    files = {path.stem for path in PACKAGE.glob("*.py")}
+    assert files == {*TOP, "__init__", "__main__"}
+    assert len(files) <= 10
+    for path in PACKAGE.rglob("*.py"):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        assert len(lines) <= 300, path
 
 
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="there is no C++ compiler here")

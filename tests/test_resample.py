@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from multipatch_jax import resample
-from multipatch_jax.resample import AxisFilter, Resize, axis_filter, pad_filter, resize, resize_host, vertical_first
+from multipatch_jax.image import filters as resample
+from multipatch_jax.image.filters import AxisWeights, axis_weights, pad_axis_weights, vertical_first
+from multipatch_jax.image.host import resize_host
+from multipatch_jax.image.resize import ResizeStep, resize
 
 FILTERS = ("lanczos", "bicubic", "bilinear")
 filters = st.sampled_from(FILTERS)
@@ -81,7 +83,7 @@ def scalar_weights(in_size, out_size, name, resampler):
 @settings(max_examples=120, deadline=None)
 @given(st.one_of(sides, st.integers(1, 4096)), sides, filters, st.sampled_from(("pillow", "torchvision")))
 def test_weights_are_the_references(in_size, out_size, name, resampler):
-    starts, weights = axis_filter(in_size, out_size, name, resampler)
+    starts, weights = axis_weights(in_size, out_size, name, resampler)
     assert starts.dtype == weights.dtype == np.int32
     if in_size == out_size:
         assert starts.tolist() == list(range(in_size))
@@ -96,7 +98,7 @@ def test_weights_are_the_references(in_size, out_size, name, resampler):
 
 @pytest.mark.parametrize(("in_size", "out_size"), [(4000, 2048), (2048, 512), (4096, 2048), (640, 2048), (3, 2048)])
 def test_weights_of_the_usual_sizes(in_size, out_size):
-    starts, weights = axis_filter(in_size, out_size)
+    starts, weights = axis_weights(in_size, out_size)
     for start, row, (low, integers) in zip(
         starts, weights.tolist(), scalar_weights(in_size, out_size, "lanczos", "pillow"), strict=True
     ):
@@ -106,14 +108,14 @@ def test_weights_of_the_usual_sizes(in_size, out_size):
 @settings(max_examples=200, deadline=None)
 @given(st.integers(1, 5000), st.integers(1, 3000), filters, st.sampled_from(("pillow", "torchvision")))
 def test_no_sum_overflows(in_size, out_size, name, resampler):
-    weights = axis_filter(in_size, out_size, name, resampler).weights.astype(np.int64)
+    weights = axis_weights(in_size, out_size, name, resampler).weights.astype(np.int64)
     half = 1 << 21
     assert 255 * np.maximum(weights, 0).sum(axis=1).max() + half < 2**31
     assert 255 * np.minimum(weights, 0).sum(axis=1).min() + half >= -(2**31)
 
 
 def test_cached_weights_cannot_be_changed():
-    for array in axis_filter(50, 20):
+    for array in axis_weights(50, 20):
         with pytest.raises(ValueError, match="read-only"):
             array[:] = 0
 
@@ -167,14 +169,14 @@ def test_the_order_of_passes_is_pillows():
 
 
 def exact_plan(in_size, out_size, name="lanczos", resampler="pillow"):
-    vertical, horizontal = (axis_filter(*size, name, resampler) for size in zip(in_size, out_size, strict=True))
+    vertical, horizontal = (axis_weights(*size, name, resampler) for size in zip(in_size, out_size, strict=True))
     order = np.array(vertical_first(in_size, out_size, resampler))
-    return Resize(vertical, horizontal, np.array(in_size, np.int32), np.array(out_size, np.int32), order)
+    return ResizeStep(vertical, horizontal, np.array(in_size, np.int32), np.array(out_size, np.int32), order)
 
 
 def padded_plan(in_size, out_size, side, taps, name="lanczos", resampler="pillow"):
     plan = exact_plan(in_size, out_size, name, resampler)
-    vertical, horizontal = (pad_filter(one, side, taps) for one in plan[:2])
+    vertical, horizontal = (pad_axis_weights(one, side, taps) for one in plan[:2])
     return plan._replace(vertical=vertical, horizontal=horizontal)
 
 
@@ -268,8 +270,8 @@ def test_resize_under_vmap():
 
 
 def test_padding_a_filter_adds_zeros():
-    filter = axis_filter(50, 20)
-    starts, weights = pad_filter(filter, 32, 40)
+    filter = axis_weights(50, 20)
+    starts, weights = pad_axis_weights(filter, 32, 40)
     taps = filter.weights.shape[1]
     assert (starts.shape, weights.shape) == ((32,), (32, 40))
     assert np.array_equal(weights[:20, :taps], filter.weights)
@@ -279,9 +281,9 @@ def test_padding_a_filter_adds_zeros():
 
 
 def test_the_implementation_suits_the_backend(monkeypatch):
-    assert resample.default_implementation() == {"cpu": "gather"}.get(jax.default_backend(), "banded")
+    assert resample.default_resize_implementation() == {"cpu": "gather"}.get(jax.default_backend(), "banded")
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    assert resample.default_implementation() == "banded"
+    assert resample.default_resize_implementation() == "banded"
 
 
 def test_starts_never_decrease():
@@ -289,5 +291,5 @@ def test_starts_never_decrease():
     rng = np.random.default_rng(0)
     for _ in range(300):
         in_size, out_size = (int(n) for n in rng.integers(1, 3000, 2))
-        filter: AxisFilter = axis_filter(in_size, out_size, FILTERS[rng.integers(3)])
+        filter: AxisWeights = axis_weights(in_size, out_size, FILTERS[rng.integers(3)])
         assert (np.diff(filter.starts) >= 0).all()

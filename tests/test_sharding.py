@@ -14,7 +14,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import multipatch_jax as mp
-from multipatch_jax import sharding, weights
+from multipatch_jax.params import sharding
 from tests import tolerances, train_worker
 from tests.test_parity import distance
 
@@ -70,7 +70,7 @@ def check_like_single(out, name, runs):
     assert params.keys() == expected.keys()
     for path, value in expected.items():
         assert distance(params[path], value) <= tolerances.MESH, path
-    before = weights.flatten(train_worker.params())
+    before = mp.params.flatten(train_worker.params())
     assert (
         distance(
             expected["vision_model/encoder/layers/mlp/fc1/kernel"], before["vision_model/encoder/layers/mlp/fc1/kernel"]
@@ -117,10 +117,10 @@ def test_encoding_with_params_on_a_mesh(runs):
 
 def test_a_checkpoint_of_a_mesh_is_restored_on_one_device(runs):
     optimizer, trainable = optax.adamw(1e-3), "^(?!.*k_proj/bias)"
-    with mp.TrainCheckpoints(runs / "2,2,2-run", train_worker.CONFIG) as checkpoints:
+    with mp.train.TrainCheckpoints(runs / "2,2,2-run", train_worker.CONFIG) as checkpoints:
         state = checkpoints.restore(train_worker.new_state(optimizer, trainable))
     _, expected = results(runs, "2,2,2")
-    for path, value in weights.flatten(state.params).items():
+    for path, value in mp.params.flatten(state.params).items():
         assert np.array_equal(value, expected[path]), path
 
 
@@ -135,9 +135,9 @@ def test_two_processes_are_one_run(runs, pair):
         _, alone = results(runs, name)
         for path, value in alone.items():
             assert distance(together[path], value) <= tolerances.SAME_PROGRAM, (name, path)
-        with mp.TrainCheckpoints(out / f"{name}-run", train_worker.CONFIG) as checkpoints:
+        with mp.train.TrainCheckpoints(out / f"{name}-run", train_worker.CONFIG) as checkpoints:
             state = checkpoints.restore(train_worker.new_state(optax.adamw(1e-3), "^(?!.*k_proj/bias)"))
-        for path, value in weights.flatten(state.params).items():
+        for path, value in mp.params.flatten(state.params).items():
             assert np.array_equal(value, together[path]), (name, path)
 
 
@@ -153,7 +153,7 @@ def mesh():
 
 def test_every_large_array_of_every_member_is_split(mesh):
     for name, config in mp.PRESETS.items():
-        for path, shape in weights.param_shapes(config, ("vision", "connector")).items():
+        for path, shape in mp.params.param_shapes(config, ("vision", "connector")).items():
             spec = sharding.spec_for(path, shape, mesh)
             if np.prod(shape) > 100_000 and "bias" not in path:
                 assert "fsdp" in str(spec), (name, path, shape)
@@ -176,7 +176,7 @@ def test_what_does_not_divide_is_not_split(mesh):
 
 def test_a_mesh_that_there_are_no_devices_for():
     with pytest.raises(ValueError, match="data=2, fsdp=4, tensor=1 needs 8 devices, got 1"):
-        mp.make_mesh(data=2, fsdp=4)
+        mp.params.make_mesh(data=2, fsdp=4)
 
 
 def test_a_batch_that_does_not_divide_over_the_mesh(mesh):
@@ -185,21 +185,21 @@ def test_a_batch_that_does_not_divide_over_the_mesh(mesh):
         devices = np.array(jax.devices() * 16)
 
     with pytest.raises(ValueError, match=r"8 devices of data x fsdp, .* multiple of 8 on this host, got .*\(12, 3\)"):
-        mp.shard_batch({"tiles": np.zeros((12, 3))}, Mesh)
+        mp.params.shard_batch({"tiles": np.zeros((12, 3))}, Mesh)
 
 
 def test_heads_of_a_users_own_are_gathered_in_their_own_dtype():
     """The tower's kernels travel as they are used; what else is in params is for the loss to round."""
     kernel = np.ones((2, 4), np.float32)
     params = {"connector": {"kernel": kernel, "bias": kernel}, "head": {"kernel": kernel}}
-    gathered = jax.jit(lambda params: sharding.gather(params, mp.make_mesh(), dtype="bfloat16"))(params)
-    found = {path: x.dtype.name for path, x in weights.flatten(gathered).items()}
+    gathered = jax.jit(lambda params: sharding.gather(params, mp.params.make_mesh(), dtype="bfloat16"))(params)
+    found = {path: x.dtype.name for path, x in mp.params.flatten(gathered).items()}
     assert found == {"connector/kernel": "bfloat16", "connector/bias": "float32", "head/kernel": "float32"}
 
 
 def test_hosts_get_equal_pieces(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 4)
     monkeypatch.setattr(jax, "process_index", lambda: 2)
-    assert mp.local_rows(12) == slice(6, 9)
+    assert mp.params.local_rows(12) == slice(6, 9)
     with pytest.raises(ValueError, match="divide over the 4 hosts, got batch_size=10"):
-        mp.local_rows(10)
+        mp.params.local_rows(10)

@@ -11,7 +11,7 @@ import pytest
 from skimage import data
 
 import multipatch_jax as mp
-from multipatch_jax import stream
+from multipatch_jax.encode import stream
 from tests import tolerances
 
 
@@ -40,11 +40,11 @@ def one_by_one(model, images):
 def test_200_sizes_compile_nothing_after_warmup(tile_on, batch_size, tiny):
     jax.clear_caches()
     options = {"config": tiny.config, "tile_on": tile_on, "batch_size": batch_size}
-    with mp.count_compilations() as programs:
+    with mp.encode.count_compilations() as programs:
         mp.warmup(tiny.params, **options)
     assert 0 < len(programs) <= 12
-    stats, results = mp.StreamStats(), []
-    with mp.forbid_compilations():
+    stats, results = mp.encode.StreamStats(), []
+    with mp.encode.forbid_compilations():
         for result in mp.iter_encode_images(tiny.params, random_images(200), stats=stats, **options):
             results.append(result)
     assert stats.images == len(results) == 200
@@ -80,10 +80,10 @@ def test_the_guard_names_what_was_compiled():
     def a_new_function(x):
         return x + 1
 
-    with pytest.raises(mp.RecompileError, match=r"XLA compiled 1: jit\(a_new_function\)\. Call warmup first"):
-        with mp.forbid_compilations():
+    with pytest.raises(mp.encode.RecompileError, match=r"XLA compiled 1: jit\(a_new_function\)\. Call warmup first"):
+        with mp.encode.forbid_compilations():
             jax.jit(a_new_function)(np.zeros(3))
-    with mp.count_compilations() as names:
+    with mp.encode.count_compilations() as names:
         jax.jit(a_new_function)(np.zeros(3))
         jax.jit(a_new_function)(np.zeros(4))
     assert len(names) <= 2
@@ -182,7 +182,7 @@ def test_progress_counts_images(tiny, capsys):
         ([], {"batch_size": 0}, "batch_size must be a positive number"),
         ("photo.jpg", {}, r"images must be an iterable of images, got str; for one, pass \[image\]"),
         (7, {}, "images must be an iterable of images, got int"),
-        ([], {"config": mp.SMOLVLM_256M}, "not of this config"),
+        ([], {"config": mp.presets.SMOLVLM_256M}, "not of this config"),
     ],
 )
 def test_bad_arguments_are_told_at_once(images, options, message, tiny):
@@ -205,7 +205,7 @@ def page_with_margins():
 def test_cached_tokens_are_bit_equal_and_blank_tiles_are_encoded_once(tiny, photo):
     images = [page_with_margins(), photo, page_with_margins(), photo[:100]]
     plain = mp.encode_images(tiny.params, images, config=tiny.config, tile_on="host")
-    cache, stats = mp.TileCache(), mp.StreamStats()
+    cache, stats = mp.TileCache(), mp.encode.StreamStats()
     cached = mp.encode_images(tiny.params, images, config=tiny.config, cache=cache, stats=stats)
     for a, b in zip(plain, cached, strict=True):
         np.testing.assert_array_equal(a, b)
@@ -215,7 +215,9 @@ def test_cached_tokens_are_bit_equal_and_blank_tiles_are_encoded_once(tiny, phot
     assert stats.encoded == unique + 13 + 5
     assert cache.hits == stats.tiles - stats.encoded
     assert cache.hit_rate == pytest.approx(cache.hits / stats.tiles)
-    again = mp.encode_images(tiny.params, images, config=tiny.config, cache=cache, stats=(second := mp.StreamStats()))
+    again = mp.encode_images(
+        tiny.params, images, config=tiny.config, cache=cache, stats=(second := mp.encode.StreamStats())
+    )
     assert second.encoded == 0
     for a, b in zip(plain, again, strict=True):
         np.testing.assert_array_equal(a, b)

@@ -19,9 +19,8 @@ from skimage import data
 from transformers.models.idefics3.processing_idefics3 import Idefics3Processor
 
 import multipatch_jax as mp
-from convert import reference
-from multipatch_jax.packing import embed_tokens, pack
-from multipatch_jax.text import Processor, prepare_inputs
+import multipatch_reference as reference
+from multipatch_jax.text import Processor, embed_tokens, pack, prepare_inputs
 from tests import tolerances
 from tests.conftest import TINY, make_model
 from tests.test_project import README

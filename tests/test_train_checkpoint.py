@@ -85,11 +85,11 @@ def leaves(state):
 
 @pytest.fixture(scope="module")
 def step():
-    return mp.make_train_step(quiet, optax.sgd(0.05), config=train_worker.CONFIG)
+    return mp.train.make_train_step(quiet, optax.sgd(0.05), config=train_worker.CONFIG)
 
 
 def quiet(params, batch, rng, encode):
-    return mp.distillation_loss(encode(params, batch["tiles"]), batch["teacher"])
+    return mp.train.distillation_loss(encode(params, batch["tiles"]), batch["teacher"])
 
 
 def new_state(optimizer=None, **options):
@@ -98,7 +98,7 @@ def new_state(optimizer=None, **options):
 
 def test_the_newest_and_the_best_stay(tmp_path):
     losses = {1: 5.0, 2: 1.0, 3: 4.0, 4: 3.0, 5: 2.0}
-    with mp.TrainCheckpoints(tmp_path, train_worker.CONFIG, keep_last=2) as checkpoints:
+    with mp.train.TrainCheckpoints(tmp_path, train_worker.CONFIG, keep_last=2) as checkpoints:
         for number, loss in losses.items():
             checkpoints.save(new_state()._replace(step=jnp.int32(number)), {"loss": loss})
         checkpoints.wait()
@@ -107,7 +107,9 @@ def test_the_newest_and_the_best_stay(tmp_path):
         assert int(checkpoints.restore(new_state(), checkpoints.best_step).step) == 2
         with pytest.raises(mp.CheckpointError, match=r"no checkpoint of step 3, only of \[2, 4, 5\]"):
             checkpoints.restore(new_state(), 3)
-    with mp.TrainCheckpoints(tmp_path / "up", train_worker.CONFIG, best="accuracy", best_mode="max") as checkpoints:
+    with mp.train.TrainCheckpoints(
+        tmp_path / "up", train_worker.CONFIG, best="accuracy", best_mode="max"
+    ) as checkpoints:
         for number, accuracy in ((1, 0.2), (2, 0.9), (3, 0.5)):
             checkpoints.save(new_state()._replace(step=jnp.int32(number)), {"accuracy": accuracy})
         checkpoints.wait()
@@ -117,7 +119,7 @@ def test_the_newest_and_the_best_stay(tmp_path):
 def test_a_checkpoint_holds_what_was_saved_though_the_next_step_overwrites_it(tmp_path, step):
     """Steps donate their state, and writing goes on in threads."""
     state = new_state()
-    with mp.TrainCheckpoints(tmp_path, train_worker.CONFIG, keep_last=30) as checkpoints:
+    with mp.train.TrainCheckpoints(tmp_path, train_worker.CONFIG, keep_last=30) as checkpoints:
         kept = {}
         for number in range(1, 9):
             state, metrics = step(state, train_worker.batch_at(number))
@@ -132,7 +134,7 @@ def test_a_checkpoint_holds_what_was_saved_though_the_next_step_overwrites_it(tm
 
 def test_params_lie_apart_for_whoever_wants_the_model(tmp_path):
     state = new_state()
-    with mp.TrainCheckpoints(tmp_path, train_worker.CONFIG) as checkpoints:
+    with mp.train.TrainCheckpoints(tmp_path, train_worker.CONFIG) as checkpoints:
         checkpoints.save(state._replace(step=jnp.int32(7)), {"loss": 1.0})
     assert {"params", "state", "run", "metrics"} <= {path.name for path in (tmp_path / "7").iterdir()}
 
@@ -149,9 +151,9 @@ def test_params_lie_apart_for_whoever_wants_the_model(tmp_path):
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused(change, message, tmp_path):
-    with mp.TrainCheckpoints(tmp_path, train_worker.CONFIG) as checkpoints:
+    with mp.train.TrainCheckpoints(tmp_path, train_worker.CONFIG) as checkpoints:
         checkpoints.save(new_state(), {"loss": 1.0})
-    with mp.TrainCheckpoints(tmp_path, change.get("config", train_worker.CONFIG)) as checkpoints:
+    with mp.train.TrainCheckpoints(tmp_path, change.get("config", train_worker.CONFIG)) as checkpoints:
         with pytest.raises(mp.CheckpointError, match=message):
             checkpoints.restore(new_state(**change))
         assert checkpoints.steps == [0]
@@ -160,7 +162,7 @@ def test_a_checkpoint_of_another_run_is_refused(change, message, tmp_path):
 def test_arrays_of_another_dtype_are_refused(tmp_path):
     """Orbax would round them without a word, and the run would not go on as it was."""
     moments = lambda dtype: optax.sgd(0.05, momentum=0.9, accumulator_dtype=dtype)  # noqa: E731
-    with mp.TrainCheckpoints(tmp_path, train_worker.CONFIG) as checkpoints:
+    with mp.train.TrainCheckpoints(tmp_path, train_worker.CONFIG) as checkpoints:
         checkpoints.save(new_state(moments("float32")), {"loss": 1.0})
         with pytest.raises(
             mp.CheckpointError, match=r"(?s)another optimizer.*expected .*'bfloat16'\), found .*float32"
@@ -174,28 +176,30 @@ def test_arrays_of_another_dtype_are_refused(tmp_path):
 
 def test_other_params_are_refused(tmp_path):
     """The same config, with LoRA factors beside it that the saved run did not have."""
-    with mp.TrainCheckpoints(tmp_path, train_worker.CONFIG) as checkpoints:
+    with mp.train.TrainCheckpoints(tmp_path, train_worker.CONFIG) as checkpoints:
         checkpoints.save(new_state(), {"loss": 1.0})
         state = new_state()
-        more = state._replace(params=mp.add_lora(jax.random.key(0), state.params, rank=2))
+        more = state._replace(params=mp.params.add_lora(jax.random.key(0), state.params, rank=2))
         with pytest.raises(mp.CheckpointError, match=r"(?s)other params.* - lora/vision_model/.*q_proj/kernel/a"):
             checkpoints.restore(more)
 
 
 def test_dtype_and_attention_may_change_between_runs(tmp_path):
-    with mp.TrainCheckpoints(tmp_path, train_worker.CONFIG) as checkpoints:
+    with mp.train.TrainCheckpoints(tmp_path, train_worker.CONFIG) as checkpoints:
         checkpoints.save(new_state(), {"loss": 1.0})
     other = dataclasses.replace(train_worker.CONFIG, dtype="bfloat16", attention="plain", remat=True)
-    with mp.TrainCheckpoints(tmp_path, other) as checkpoints:
+    with mp.train.TrainCheckpoints(tmp_path, other) as checkpoints:
         checkpoints.restore(new_state())
 
 
 def test_a_metric_that_is_missing_or_nan_is_never_the_best(tmp_path):
     """It may be missing from checkpoints of a run that chose by another."""
-    with mp.TrainCheckpoints(tmp_path, train_worker.CONFIG) as checkpoints:
+    with mp.train.TrainCheckpoints(tmp_path, train_worker.CONFIG) as checkpoints:
         checkpoints.save(new_state(), {"loss": 0.0})
     for best, mode in (("recall", "max"), ("error", "min")):
-        with mp.TrainCheckpoints(tmp_path, train_worker.CONFIG, best=best, best_mode=mode, keep_last=1) as checkpoints:
+        with mp.train.TrainCheckpoints(
+            tmp_path, train_worker.CONFIG, best=best, best_mode=mode, keep_last=1
+        ) as checkpoints:
             first = checkpoints.steps[-1]
             for number, value in ((1, 0.5), (2, np.nan), (3, 0.4 if mode == "max" else 0.6)):
                 checkpoints.save(new_state()._replace(step=jnp.int32(first + number)), {best: value})
@@ -205,21 +209,21 @@ def test_a_metric_that_is_missing_or_nan_is_never_the_best(tmp_path):
 
 def test_what_would_not_be_saved_is_not_begun(tmp_path, step):
     """Orbax leaves out steps that are not beyond the newest: a run that forgot to restore would lose them."""
-    with mp.TrainCheckpoints(tmp_path, train_worker.CONFIG) as checkpoints:
+    with mp.train.TrainCheckpoints(tmp_path, train_worker.CONFIG) as checkpoints:
         checkpoints.save(new_state()._replace(step=jnp.int32(3)), {"loss": 0.0})
         with pytest.raises(mp.CheckpointError, match="has a checkpoint of step 3, so step 1 cannot be saved there: re"):
-            mp.fit(step, new_state(), train_worker.batch_at, num_steps=5, checkpoints=checkpoints)
+            mp.train.fit(step, new_state(), train_worker.batch_at, num_steps=5, checkpoints=checkpoints)
         with pytest.raises(mp.CheckpointError, match="so step 3 cannot be saved there"):
             checkpoints.save(new_state()._replace(step=jnp.int32(3)), {"loss": 0.0})
         assert checkpoints.steps == [3]
 
 
 def test_metrics_must_have_the_one_that_chooses(tmp_path):
-    with mp.TrainCheckpoints(tmp_path, train_worker.CONFIG, best="recall") as checkpoints:
+    with mp.train.TrainCheckpoints(tmp_path, train_worker.CONFIG, best="recall") as checkpoints:
         with pytest.raises(ValueError, match="chosen by 'recall', got metrics \\['loss'\\]"):
             checkpoints.save(new_state(), {"loss": 1.0})
     with pytest.raises(ValueError, match="best_mode must be"):
-        mp.TrainCheckpoints(tmp_path, train_worker.CONFIG, best_mode="most")
+        mp.train.TrainCheckpoints(tmp_path, train_worker.CONFIG, best_mode="most")
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -231,38 +235,38 @@ def test_fit_waits_for_what_is_being_written(fails, tmp_path, step):
             raise OSError("no more data")
         return train_worker.batch_at(number)
 
-    checkpoints = mp.TrainCheckpoints(tmp_path, train_worker.CONFIG)
+    checkpoints = mp.train.TrainCheckpoints(tmp_path, train_worker.CONFIG)
     with pytest.raises(OSError, match="no more data") if fails else contextlib.nullcontext():
-        mp.fit(step, new_state(), batch_at, num_steps=4 if fails else 3, checkpoints=checkpoints, save_every=3)
+        mp.train.fit(step, new_state(), batch_at, num_steps=4 if fails else 3, checkpoints=checkpoints, save_every=3)
     assert (tmp_path / "3").is_dir()
 
 
 def test_a_metric_that_nothing_gives_is_told_at_the_first_step(tmp_path, step):
     """Not when the first checkpoint is due, a thousand steps on."""
     seen = []
-    with mp.TrainCheckpoints(tmp_path, train_worker.CONFIG, best="recall") as checkpoints:
+    with mp.train.TrainCheckpoints(tmp_path, train_worker.CONFIG, best="recall") as checkpoints:
         options = {"checkpoints": checkpoints, "callback": lambda number, metrics: seen.append(number)}
         with pytest.raises(ValueError, match="chosen by 'recall', got metrics"):
-            mp.fit(step, new_state(), train_worker.batch_at, num_steps=4, **options)
+            mp.train.fit(step, new_state(), train_worker.batch_at, num_steps=4, **options)
     assert not seen
 
 
 def test_a_metric_that_evaluation_does_not_give_loses_no_steps(tmp_path, step):
-    with mp.TrainCheckpoints(tmp_path, train_worker.CONFIG, best="recall") as checkpoints:
+    with mp.train.TrainCheckpoints(tmp_path, train_worker.CONFIG, best="recall") as checkpoints:
         options = {"checkpoints": checkpoints, "evaluate": lambda state: {"recal": 1.0}}
         with pytest.raises(ValueError, match=r"chosen by 'recall', got metrics .*'recal'"):
-            mp.fit(step, new_state(), train_worker.batch_at, num_steps=2, **options)
+            mp.train.fit(step, new_state(), train_worker.batch_at, num_steps=2, **options)
         assert checkpoints.steps == [2]
 
 
 def test_an_update_that_is_not_finite_is_not_saved(tmp_path):
     """Loss and gradients are finite, what the optimiser makes of them is not: params tell, not a step later."""
     optimizer = optax.sgd(lambda count: jnp.where(count == 3, jnp.inf, 0.05))
-    step = mp.make_train_step(quiet, optimizer, config=train_worker.CONFIG)
-    with mp.TrainCheckpoints(tmp_path, train_worker.CONFIG) as checkpoints:
+    step = mp.train.make_train_step(quiet, optimizer, config=train_worker.CONFIG)
+    with mp.train.TrainCheckpoints(tmp_path, train_worker.CONFIG) as checkpoints:
         options = {"checkpoints": checkpoints, "save_every": 2}
         with pytest.raises(FloatingPointError, match=r"Step 4 is not finite.* last good checkpoint is of step 2"):
-            mp.fit(step, new_state(optimizer), train_worker.batch_at, num_steps=6, **options)
+            mp.train.fit(step, new_state(optimizer), train_worker.batch_at, num_steps=6, **options)
         assert checkpoints.steps == [2]
 
 
@@ -274,9 +278,9 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(bad,
         return batch | {"teacher": batch["teacher"] * (bad if number == at - 1 else 1)}
 
     seen = []
-    with mp.TrainCheckpoints(tmp_path, train_worker.CONFIG) as checkpoints:
+    with mp.train.TrainCheckpoints(tmp_path, train_worker.CONFIG) as checkpoints:
         with pytest.raises(FloatingPointError, match=rf"Step {at} is not finite.*last good .* is of step 10, in"):
-            mp.fit(
+            mp.train.fit(
                 step,
                 new_state(),
                 batch_at,
@@ -298,12 +302,14 @@ def test_it_stops_without_checkpoints_too(step):
         return batch | {"teacher": batch["teacher"] * np.inf}
 
     with pytest.raises(FloatingPointError, match=r"Step 1 is not finite .*loss inf.*No checkpoints were"):
-        mp.fit(step, new_state(), batch_at, num_steps=3)
+        mp.train.fit(step, new_state(), batch_at, num_steps=3)
 
 
 def test_metrics_come_as_plain_numbers_in_order_and_the_bar_tells_the_rate(step, capsys):
     seen = []
-    mp.fit(step, new_state(), train_worker.batch_at, num_steps=4, callback=lambda *x: seen.append(x), progress=True)
+    mp.train.fit(
+        step, new_state(), train_worker.batch_at, num_steps=4, callback=lambda *x: seen.append(x), progress=True
+    )
     assert [number for number, _ in seen] == [1, 2, 3, 4]
     for _, metrics in seen:
         assert metrics.keys() == {"loss", "grad_norm", "param_norm"}
@@ -316,25 +322,25 @@ def test_metrics_come_as_plain_numbers_in_order_and_the_bar_tells_the_rate(step,
 
 def test_evaluation_chooses_the_best(tmp_path, step):
     """Metrics of `evaluate` are saved beside the step's own; the best step need not be the last."""
-    with mp.TrainCheckpoints(tmp_path, train_worker.CONFIG, best="held_out", best_mode="min") as checkpoints:
+    with mp.train.TrainCheckpoints(tmp_path, train_worker.CONFIG, best="held_out", best_mode="min") as checkpoints:
         options = {"checkpoints": checkpoints, "save_every": 2}
         evaluate = lambda state: {"held_out": abs(float(state.step) - 4)}  # noqa: E731
-        mp.fit(step, new_state(), train_worker.batch_at, num_steps=6, evaluate=evaluate, **options)
+        mp.train.fit(step, new_state(), train_worker.batch_at, num_steps=6, evaluate=evaluate, **options)
         checkpoints.wait()
         assert checkpoints.best_step == 4
 
 
 def test_every_epoch_has_every_example_once_and_an_order_of_its_own():
-    batches = [mp.batch_indices(step, num_examples=20, batch_size=4, seed=1) for step in range(10)]
+    batches = [mp.train.batch_indices(step, num_examples=20, batch_size=4, seed=1) for step in range(10)]
     epochs = np.concatenate(batches[:5]), np.concatenate(batches[5:])
     for epoch in epochs:
         assert sorted(epoch) == list(range(20))
     assert not np.array_equal(*epochs)
     with pytest.raises(ValueError, match="A batch of 8 needs as many examples, got 7"):
-        mp.batch_indices(0, num_examples=7, batch_size=8)
+        mp.train.batch_indices(0, num_examples=7, batch_size=8)
 
 
 @pytest.mark.parametrize("every", [0, -1, 2.5, True])
 def test_saving_at_no_interval_is_refused_before_the_first_step(every, step):
     with pytest.raises(ValueError, match=f"save_every must be a positive number of steps, got {every}"):
-        mp.fit(step, new_state(), train_worker.batch_at, num_steps=1, save_every=every)
+        mp.train.fit(step, new_state(), train_worker.batch_at, num_steps=1, save_every=every)

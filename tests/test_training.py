@@ -13,7 +13,7 @@ import pytest
 
 import multipatch_jax as mp
 from benchmarks import contrastive
-from multipatch_jax import losses, weights
+from multipatch_jax.train import losses
 from tests import tolerances
 from tests.test_parity import distance
 from tests.test_project import README
@@ -37,8 +37,8 @@ def copied(tree):
 def run(model, batch, optimizer, *, steps=1, loss_fn=squares, trainable="connector", params=None, **options):
     """(state, metrics of every step) from the model's params."""
     params, mesh, options = params or model.params, options.get("mesh"), {"config": model.config} | options
-    state = mp.init_train_state(params, optimizer, trainable=trainable, rng=jax.random.key(0), mesh=mesh)
-    step = mp.make_train_step(loss_fn, optimizer, trainable=trainable, **options)
+    state = mp.train.init_train_state(params, optimizer, trainable=trainable, rng=jax.random.key(0), mesh=mesh)
+    step = mp.train.make_train_step(loss_fn, optimizer, trainable=trainable, **options)
     history = []
     for _ in range(steps):
         state, metrics = step(state, batch)
@@ -66,8 +66,8 @@ def test_a_frozen_tower_has_no_gradient_and_no_optimiser_state(tiny, batch):
     state, history = run(tiny, batch, optimizer, steps=5)
     assert history[-1]["loss"] < history[0]["loss"]
     assert size(state.opt_state) == 2 * size(tiny.params["connector"]) + 4  # two moments, and a count
-    for path, value in weights.flatten(before["vision_model"]).items():
-        assert np.array_equal(value, weights.flatten(state.params["vision_model"])[path])
+    for path, value in mp.params.flatten(before["vision_model"]).items():
+        assert np.array_equal(value, mp.params.flatten(state.params["vision_model"])[path])
     jax.tree.map(np.testing.assert_array_equal, before, tiny.params)  # ours were not donated
     assert not np.array_equal(before["connector"]["modality_projection"]["proj"]["kernel"], kernel(state.params))
 
@@ -80,8 +80,8 @@ def test_a_frozen_tower_is_not_differentiated(tiny, batch):
     """The compiled step does the work of the forward pass and the connector's backward, and keeps no activations."""
     flops = {}
     for trainable in ("connector", "vision"):
-        state = mp.init_train_state(tiny.params, optax.sgd(0.1), trainable=trainable, rng=jax.random.key(0))
-        step = mp.make_train_step(squares, optax.sgd(0.1), config=tiny.config, trainable=trainable)
+        state = mp.train.init_train_state(tiny.params, optax.sgd(0.1), trainable=trainable, rng=jax.random.key(0))
+        step = mp.train.make_train_step(squares, optax.sgd(0.1), config=tiny.config, trainable=trainable)
         flops[trainable] = jax.jit(step).lower(state, batch).compile().cost_analysis()["flops"]
     encode = jax.jit(functools.partial(mp.encode_tiles, config=tiny.config))
     forward = encode.lower(tiny.params, batch["tiles"]).compile()
@@ -98,24 +98,24 @@ def test_a_frozen_tower_is_not_differentiated(tiny, batch):
     ],
 )
 def test_only_what_is_named_changes(trainable, expected, tiny, batch):
-    before = weights.flatten(copied(tiny.params))
+    before = mp.params.flatten(copied(tiny.params))
     state, _ = run(tiny, batch, optax.adam(1e-3), trainable=trainable)
-    for path, value in weights.flatten(state.params).items():
+    for path, value in mp.params.flatten(state.params).items():
         assert np.array_equal(value, before[path]) != bool(re.search(expected, path)), path
 
 
 def test_a_regex_that_trains_nothing(tiny, batch):
     with pytest.raises(ValueError, match=r"trainable='conector' is found in no path of .*, so nothing would be"):
-        mp.init_train_state(tiny.params, optax.sgd(0.1), trainable="conector", rng=jax.random.key(0))
-    state = mp.init_train_state(tiny.params, optax.sgd(0.1), rng=jax.random.key(0))
+        mp.train.init_train_state(tiny.params, optax.sgd(0.1), trainable="conector", rng=jax.random.key(0))
+    state = mp.train.init_train_state(tiny.params, optax.sgd(0.1), rng=jax.random.key(0))
     with pytest.raises(ValueError, match="nothing would be trained"):
-        mp.make_train_step(squares, optax.sgd(0.1), config=tiny.config, trainable="conector")(state, batch)
+        mp.train.make_train_step(squares, optax.sgd(0.1), config=tiny.config, trainable="conector")(state, batch)
 
 
 def test_state_of_another_optimizer_or_choice(tiny, batch):
-    state = mp.init_train_state(tiny.params, optax.adam(0.1), rng=jax.random.key(0))
+    state = mp.train.init_train_state(tiny.params, optax.adam(0.1), rng=jax.random.key(0))
     for optimizer, trainable in ((optax.sgd(0.1), "connector"), (optax.adam(0.1), "vision")):
-        step = mp.make_train_step(squares, optimizer, config=tiny.config, trainable=trainable)
+        step = mp.train.make_train_step(squares, optimizer, config=tiny.config, trainable=trainable)
         with pytest.raises(ValueError, match="same optimizer and the same trainable"):
             step(state, batch)
 
@@ -123,9 +123,9 @@ def test_state_of_another_optimizer_or_choice(tiny, batch):
 def test_masters_that_are_not_float32_are_refused(tiny, batch):
     """Of a state that was made for another choice; plain descent has no state that would tell."""
     halves = jax.tree.map(lambda x: x.astype(jnp.bfloat16), tiny.params)
-    state = mp.init_train_state(halves, optax.sgd(0.1), rng=jax.random.key(0))
+    state = mp.train.init_train_state(halves, optax.sgd(0.1), rng=jax.random.key(0))
     with pytest.raises(ValueError, match=r"trained params must be float32, got vision_model/.* in bfloat16"):
-        mp.make_train_step(squares, optax.sgd(0.1), config=tiny.config, trainable="vision")(state, batch)
+        mp.train.make_train_step(squares, optax.sgd(0.1), config=tiny.config, trainable="vision")(state, batch)
 
 
 @pytest.mark.parametrize("axes", [("data", "fsdp", "tensor"), ("x", "y", "z")])
@@ -133,9 +133,9 @@ def test_a_mesh_of_another_make_is_refused(axes, tiny):
     """Of other axes, or of Explicit ones, `jax.make_mesh`'s default."""
     mesh, optimizer = jax.make_mesh((1, 1, 1), axes), optax.sgd(0.1)
     with pytest.raises(ValueError, match=r"mesh must be one of make_mesh, .*, got \('"):
-        mp.make_train_step(squares, optimizer, config=tiny.config, mesh=mesh)
+        mp.train.make_train_step(squares, optimizer, config=tiny.config, mesh=mesh)
     with pytest.raises(ValueError, match="mesh must be one of make_mesh"):
-        mp.init_train_state(tiny.params, optimizer, rng=jax.random.key(0), mesh=mesh)
+        mp.train.init_train_state(tiny.params, optimizer, rng=jax.random.key(0), mesh=mesh)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -202,10 +202,10 @@ def test_the_loss_gets_a_key_of_its_own_every_step(tiny, batch):
 
 def test_steps_compile_once_and_donate(tiny, batch):
     optimizer = optax.adam(1e-3)
-    state = mp.init_train_state(tiny.params, optimizer, rng=jax.random.key(0))
-    step = mp.make_train_step(squares, optimizer, config=tiny.config)
+    state = mp.train.init_train_state(tiny.params, optimizer, rng=jax.random.key(0))
+    step = mp.train.make_train_step(squares, optimizer, config=tiny.config)
     first, _ = step(state, batch)
-    with mp.forbid_compilations():
+    with mp.encode.forbid_compilations():
         step(first, batch)
     assert all(x.is_deleted() for x in jax.tree.leaves((state.opt_state, state.params["connector"])))
     assert not any(x.is_deleted() for x in jax.tree.leaves(state.params["vision_model"]))
@@ -238,7 +238,7 @@ def test_a_batch_of_unequal_arrays(tiny, batch):
 @pytest.mark.parametrize("accumulate", [0, 1.5, True])
 def test_accumulate_must_be_a_number_of_pieces(accumulate, tiny):
     with pytest.raises(ValueError, match="positive number of pieces"):
-        mp.make_train_step(squares, optax.sgd(0.1), config=tiny.config, accumulate=accumulate)
+        mp.train.make_train_step(squares, optax.sgd(0.1), config=tiny.config, accumulate=accumulate)
 
 
 def test_schedules_are_optaxs(tiny, batch):
@@ -249,11 +249,11 @@ def test_schedules_are_optaxs(tiny, batch):
     def nothing(params, batch, rng, encode):
         return 0.0 * sum_of_squares(params, batch, rng, encode)
 
-    optimizer = optax.adamw(schedule, weight_decay=0.5, mask=mp.kernel_mask)
+    optimizer = optax.adamw(schedule, weight_decay=0.5, mask=mp.params.kernel_mask)
     state, _ = run(tiny, batch, optimizer, loss_fn=nothing, trainable="all", steps=3)
     shrunk = (1 - 0.5 * 0.0) * (1 - 0.5 * 0.5e-2) * (1 - 0.5 * 1e-2)
-    after = weights.flatten(state.params)
-    for path, value in weights.flatten(before).items():
+    after = mp.params.flatten(state.params)
+    for path, value in mp.params.flatten(before).items():
         factor = shrunk if path.endswith("kernel") else 1.0
         np.testing.assert_allclose(after[path], value * factor, rtol=1e-6, err_msg=path)
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import multipatch_jax as mp
-from convert import reference
-from multipatch_jax import vision
+import multipatch_reference as reference
+from multipatch_jax.nn import siglip
 from tests import tolerances
 
 
@@ -62,7 +62,7 @@ def test_a_full_mask_is_no_mask(tiny):
 def test_what_lies_in_the_padding_changes_no_real_patch(tiny):
     pixels, mask = partly_filled(64, [(40, 24)])
     dirty = np.where(mask[..., None], pixels, np.float32(7))
-    valid = np.asarray(vision.patch_attention_mask(jnp.asarray(mask[0]), 8)).reshape(-1)
+    valid = np.asarray(siglip.patch_attention_mask(jnp.asarray(mask[0]), 8)).reshape(-1)
     clean, soiled = (
         np.asarray(mp.vision_features(tiny.params, x, config=tiny.config, pixel_attention_mask=mask))[0][valid]
         for x in (pixels, dirty)
@@ -90,8 +90,8 @@ def test_padding_tiles_change_no_bit_of_a_real_tile(tiny):
 def test_position_ids_equal_the_reference(n, data):
     """The reference keeps them inside its embeddings: a table of its own row numbers brings them out."""
     height, width = data.draw(st.integers(1, n)), data.draw(st.integers(1, n))
-    config = dataclasses.replace(mp.SMOLVLM_256M.vision, hidden_size=12, image_size=n * 4, patch_size=4)
-    hf = reference.hf_config(dataclasses.replace(mp.SMOLVLM_256M)).vision_config
+    config = dataclasses.replace(mp.presets.SMOLVLM_256M.vision, hidden_size=12, image_size=n * 4, patch_size=4)
+    hf = reference.hf_config(dataclasses.replace(mp.presets.SMOLVLM_256M)).vision_config
     hf.update({"hidden_size": config.hidden_size, "image_size": config.image_size, "patch_size": 4})
     from transformers.models.idefics3.modeling_idefics3 import Idefics3VisionEmbeddings
 
@@ -103,13 +103,13 @@ def test_position_ids_equal_the_reference(n, data):
         embeddings.patch_embedding.bias.zero_()
         embeddings.position_embedding.weight[:, 0] = torch.arange(n * n)
         expected = embeddings(torch.zeros(1, 3, n * 4, n * 4), mask)[0, :, 0]
-    ours = vision.position_ids(jnp.asarray(mask[0].numpy()), n)
+    ours = siglip.position_ids(jnp.asarray(mask[0].numpy()), n)
     np.testing.assert_array_equal(np.asarray(ours), expected.numpy())
 
 
 def test_full_tiles_have_the_identity_positions():
     for n in (32, 27, 26):
-        np.testing.assert_array_equal(vision.position_ids(np.ones((n, n), bool), n), np.arange(n * n))
+        np.testing.assert_array_equal(siglip.position_ids(np.ones((n, n), bool), n), np.arange(n * n))
 
 
 def test_a_patch_is_valid_if_any_of_its_pixels_is():
@@ -117,4 +117,4 @@ def test_a_patch_is_valid_if_any_of_its_pixels_is():
     mask[15, 7] = mask[25, 25] = True
     expected = np.zeros((3, 3), bool)
     expected[1, 0] = True
-    np.testing.assert_array_equal(vision.patch_attention_mask(jnp.asarray(mask), 8), expected)
+    np.testing.assert_array_equal(siglip.patch_attention_mask(jnp.asarray(mask), 8), expected)

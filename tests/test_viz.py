@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import multipatch_jax as mp
-from multipatch_jax import plots
 from tests.conftest import TINY
 
 SIDE = math.isqrt(TINY.tiling.tokens_per_tile)
@@ -35,7 +34,7 @@ def encoded(tiny, photo):
 @given(ANY_SIZE, ANY_SIZE, st.sampled_from([TINY, UNSPLIT, NO_GLOBAL]))
 def test_numbered_tokens_land_where_the_plan_says(height, width, config):
     plan = mp.plan_tiles(height, width, config.tiling)
-    tiled, whole = plots.token_map(numbered(plan), plan, config)
+    tiled, whole = mp.plot.token_map(numbered(plan), plan, config)
     rows, cols = max(plan.rows, 1), max(plan.cols, 1)
     assert tiled.shape == (rows * SIDE, cols * SIDE, 1)
     for y in range(rows * SIDE):
@@ -58,8 +57,8 @@ def test_the_map_agrees_with_the_pixels(photo):
     tokens = []
     for tile in tiles.astype(np.float32):  # sums of bytes are exact
         sums = tile.reshape(grid, patch, grid, patch, 3).sum(axis=(1, 3)).reshape(grid**2, 3)
-        tokens.append(np.asarray(mp.pixel_unshuffle(jnp.asarray(sums), scale)).reshape(-1, scale**2, 3).sum(axis=1))
-    tiled, whole = plots.token_map(np.concatenate(tokens), plan, TINY)
+        tokens.append(np.asarray(mp.nn.pixel_unshuffle(jnp.asarray(sums), scale)).reshape(-1, scale**2, 3).sum(axis=1))
+    tiled, whole = mp.plot.token_map(np.concatenate(tokens), plan, TINY)
     picture = np.concatenate([np.concatenate(list(row), axis=1) for row in tiles[:-1].reshape(3, 4, *tiles.shape[1:])])
     assert picture.shape[:2] == plan.stretched
     block = patch * scale
@@ -73,8 +72,8 @@ def test_the_map_agrees_with_the_pixels(photo):
 def test_the_token_at_a_pixel_covers_it(height, width, down, right):
     plan = mp.plan_tiles(height, width, TINY.tiling)
     y, x = min(down * height, height - 1), min(right * width, width - 1)
-    tiled, _ = plots.token_map(numbered(plan), plan, TINY)
-    ((row, col, _),) = np.argwhere(tiled == plots.token_at(y, x, plan, TINY))
+    tiled, _ = mp.plot.token_map(numbered(plan), plan, TINY)
+    ((row, col, _),) = np.argwhere(tiled == mp.plot.token_at(y, x, plan, TINY))
     rows, cols = tiled.shape[:2]
     assert row * height <= y * rows < (row + 1) * height
     assert col * width <= x * cols < (col + 1) * width
@@ -82,7 +81,7 @@ def test_the_token_at_a_pixel_covers_it(height, width, down, right):
 
 def test_colours_are_principal_components(encoded):
     _, tokens, plan, _ = encoded
-    colours = plots.pca_colors(tokens)
+    colours = mp.plot.pca_colors(tokens)
     assert colours.shape == (plan.num_tokens, 3)
     assert colours.min() == 0
     assert colours.max() == 1
@@ -92,25 +91,25 @@ def test_colours_are_principal_components(encoded):
     for channel in range(3):
         projected = (x - x.mean(axis=0)) @ vectors[:, -1 - channel]
         assert abs(np.corrcoef(projected[inside], colours[inside, channel])[0, 1]) > 0.9999
-    np.testing.assert_array_equal(colours, plots.pca_colors(jnp.asarray(tokens)))
+    np.testing.assert_array_equal(colours, mp.plot.pca_colors(jnp.asarray(tokens)))
 
 
 def test_few_and_equal_tokens_have_colours_too():
-    assert plots.pca_colors(np.ones((64, 8), np.float32)).shape == (64, 3)
-    assert np.isfinite(plots.pca_colors(np.random.default_rng(0).normal(size=(2, 8)))).all()
-    assert plots.pca_colors(jnp.ones((4, 2), jnp.bfloat16)).shape == (4, 3)
+    assert mp.plot.pca_colors(np.ones((64, 8), np.float32)).shape == (64, 3)
+    assert np.isfinite(mp.plot.pca_colors(np.random.default_rng(0).normal(size=(2, 8)))).all()
+    assert mp.plot.pca_colors(jnp.ones((4, 2), jnp.bfloat16)).shape == (4, 3)
 
 
 def test_a_token_is_like_itself(encoded):
     _, tokens, plan, config = encoded
     for token in (0, 17, plan.num_tokens - 1):
-        similarity = plots.cosine_similarity(tokens, token)
+        similarity = mp.plot.cosine_similarity(tokens, token)
         assert similarity.argmax() == token
         assert similarity[token] == pytest.approx(1, abs=1e-6)
         assert abs(similarity).max() <= 1 + 1e-6
-    tiled, _ = plots.token_map(plots.cosine_similarity(tokens, 17)[:, None], plan, config)
+    tiled, _ = mp.plot.token_map(mp.plot.cosine_similarity(tokens, 17)[:, None], plan, config)
     assert np.unravel_index(tiled.argmax(), tiled.shape)[:2] == tuple(
-        np.argwhere(plots.token_map(numbered(plan), plan, config)[0][..., 0] == 17)[0]
+        np.argwhere(mp.plot.token_map(numbered(plan), plan, config)[0][..., 0] == 17)[0]
     )
 
 
@@ -121,10 +120,10 @@ def test_figures_can_be_saved(config, height, width, photo, tmp_path):
     plan = mp.plan_tiles(height, width, config.tiling)
     tokens = np.random.default_rng(0).normal(size=(plan.num_tokens, 8))
     figures = {
-        "tiles": plots.plot_tiles(mp.tile_image_host(image, config.tiling), plan, pale=[0]),
-        "pca": plots.plot_pca(image, tokens, plan, config),
-        "first": plots.plot_similarity(image, tokens, plan, config, 0),
-        "last": plots.plot_similarity(image, tokens, plan, config, plan.num_tokens - 1),
+        "tiles": mp.plot.plot_tiles(mp.tile_image_host(image, config.tiling), plan, pale=[0]),
+        "pca": mp.plot.plot_pca(image, tokens, plan, config),
+        "first": mp.plot.plot_similarity(image, tokens, plan, config, 0),
+        "last": mp.plot.plot_similarity(image, tokens, plan, config, plan.num_tokens - 1),
     }
     for name, figure in figures.items():
         figure.savefig(tmp_path / f"{name}.png")
@@ -134,8 +133,8 @@ def test_figures_can_be_saved(config, height, width, photo, tmp_path):
 def test_the_pca_picture_shows_every_token_at_its_place(encoded):
     """Reads the drawn picture back: the array that matplotlib was given is the map of the colours."""
     photo, tokens, plan, config = encoded
-    left, right, square = plots.plot_pca(photo, tokens, plan, config).axes
-    tiled, whole = plots.token_map(plots.pca_colors(tokens), plan, config)
+    left, right, square = mp.plot.plot_pca(photo, tokens, plan, config).axes
+    tiled, whole = mp.plot.token_map(mp.plot.pca_colors(tokens), plan, config)
     np.testing.assert_array_equal(left.images[0].get_array(), photo)
     np.testing.assert_array_equal(right.images[0].get_array(), tiled)
     np.testing.assert_array_equal(square.images[0].get_array(), whole)
@@ -144,8 +143,8 @@ def test_the_pca_picture_shows_every_token_at_its_place(encoded):
 
 def test_the_chosen_token_is_framed(encoded):
     photo, tokens, plan, config = encoded
-    token = plots.token_at(130, 170, plan, config)
-    figure = plots.plot_similarity(photo, tokens, plan, config, token)
+    token = mp.plot.token_at(130, 170, plan, config)
+    figure = mp.plot.plot_similarity(photo, tokens, plan, config, token)
     for axes in figure.axes[:2]:
         assert len(axes.patches) == 2  # a white and a dark line
         x, y, width, height = axes.patches[0].get_bbox().bounds
@@ -156,7 +155,7 @@ def test_the_chosen_token_is_framed(encoded):
 
 def test_bars_of_errors(tmp_path):
     errors = {"ours": {"pixels": 0.0, "tower": 5e-7}, "broken": {"pixels": 0.0, "tower": 0.2}}
-    figure = plots.plot_errors(errors, limit=1e-4)
+    figure = mp.plot.plot_errors(errors, limit=1e-4)
     (axes,) = figure.axes
     assert axes.get_xscale() == "log"
     assert [label.get_text() for label in axes.get_yticklabels()] == ["pixels", "tower"]
@@ -165,11 +164,11 @@ def test_bars_of_errors(tmp_path):
     assert low < 5e-7
     assert high > 0.2
     figure.savefig(tmp_path / "errors.png")
-    plots.plot_errors({"all exact": {"pixels": 0.0}}).savefig(tmp_path / "exact.png")
+    mp.plot.plot_errors({"all exact": {"pixels": 0.0}}).savefig(tmp_path / "exact.png")
 
 
 def test_progress_over_time(tmp_path):
-    figure = plots.plot_progress({"stream": [0.5, 1.0, 1.5], "one by one": [1.0, 2.0, 3.0]})
+    figure = mp.plot.plot_progress({"stream": [0.5, 1.0, 1.5], "one by one": [1.0, 2.0, 3.0]})
     (axes,) = figure.axes
     assert list(axes.lines[0].get_xdata()) == [0, 0.5, 1.0, 1.5]
     assert list(axes.lines[0].get_ydata()) == [0, 1, 2, 3]
@@ -179,14 +178,14 @@ def test_progress_over_time(tmp_path):
 def test_what_does_not_fit_is_refused(encoded, monkeypatch):
     photo, tokens, plan, config = encoded
     with pytest.raises(ValueError, match=r"tokens must be of shape \(52, D\) for this plan, got \(51, 48\)"):
-        plots.plot_pca(photo, tokens[1:], plan, config)
+        mp.plot.plot_pca(photo, tokens[1:], plan, config)
     with pytest.raises(ValueError, match=r"tokens must be of shape \(52, D\) for this plan, got \(13, 4, 48\)"):
-        plots.plot_similarity(photo, tokens.reshape(13, 4, 48), plan, config, 0)
+        mp.plot.plot_similarity(photo, tokens.reshape(13, 4, 48), plan, config, 0)
     with pytest.raises(ValueError, match="token must be from 0 to 51, got 52"):
-        plots.plot_similarity(photo, tokens, plan, config, 52)
+        mp.plot.plot_similarity(photo, tokens, plan, config, 52)
     with pytest.raises(ValueError, match=r"Pixel \(300, 0\) is not in an image of 300 x 451"):
-        plots.token_at(300, 0, plan, config)
+        mp.plot.token_at(300, 0, plan, config)
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name))
     with pytest.raises(ValueError, match=r"plots need matplotlib: pip install"):
-        plots.plot_pca(photo, tokens, plan, config)
+        mp.plot.plot_pca(photo, tokens, plan, config)

@@ -12,7 +12,6 @@ import numpy as np
 import optax
 
 import multipatch_jax as mp
-from multipatch_jax import weights
 
 CONFIG = mp.ModelConfig(
     vision=mp.VisionConfig(
@@ -33,30 +32,30 @@ def examples() -> dict[str, np.ndarray]:
 def noisy_loss(params, batch, rng, encode):
     """Uses everything whose state a resumed run needs: params, data, and the step's key."""
     noise = 0.1 * jax.random.normal(rng, batch["teacher"].shape)
-    return mp.distillation_loss(encode(params, batch["tiles"]), batch["teacher"] + noise)
+    return mp.train.distillation_loss(encode(params, batch["tiles"]), batch["teacher"] + noise)
 
 
 def batch_at(step):
-    rows = mp.batch_indices(step, num_examples=EXAMPLES, batch_size=BATCH, seed=3)
+    rows = mp.train.batch_indices(step, num_examples=EXAMPLES, batch_size=BATCH, seed=3)
     return {name: values[rows] for name, values in examples().items()}
 
 
 def params(config=CONFIG):
     """Random ones, drawn by NumPy: to compile an initialiser in every process would take longer than the runs."""
     rng, flat = np.random.default_rng(4), {}
-    for path, shape in weights.param_shapes(config).items():
+    for path, shape in mp.params.param_shapes(config).items():
         scale = np.prod(shape[1:-1] if "layers" in path else shape[:-1]) ** -0.5 if path.endswith("kernel") else 0.1
         flat[path] = np.float32(rng.normal(float(path.endswith("scale")), scale, shape))
-    return weights.unflatten(flat)
+    return mp.params.unflatten(flat)
 
 
 def new_state(optimizer, trainable="all", config=CONFIG, mesh=None):
-    return mp.init_train_state(params(config), optimizer, trainable=trainable, rng=jax.random.key(1), mesh=mesh)
+    return mp.train.init_train_state(params(config), optimizer, trainable=trainable, rng=jax.random.key(1), mesh=mesh)
 
 
 def optimizer():
     schedule = optax.warmup_cosine_decay_schedule(0.0, 3e-3, warmup_steps=5, decay_steps=40)
-    return optax.adamw(schedule, mask=mp.kernel_mask)
+    return optax.adamw(schedule, mask=mp.params.kernel_mask)
 
 
 def die():
@@ -78,10 +77,10 @@ def hang_before_the_last_rename(step: int):
 
 @functools.cache
 def noisy_step():
-    return mp.make_train_step(noisy_loss, optimizer(), config=CONFIG, trainable="all", max_norm=1.0)
+    return mp.train.make_train_step(noisy_loss, optimizer(), config=CONFIG, trainable="all", max_norm=1.0)
 
 
-def run(folder: Path, die_at: int | None = None) -> tuple[int, mp.TrainState]:
+def run(folder: Path, die_at: int | None = None) -> tuple[int, mp.train.TrainState]:
     """Up to step 40, from wherever the folder's checkpoints are; (that step, the state at the end)."""
 
     def batch(step):
@@ -90,10 +89,10 @@ def run(folder: Path, die_at: int | None = None) -> tuple[int, mp.TrainState]:
             die()
         return batch_at(step)
 
-    with mp.TrainCheckpoints(folder, CONFIG) as checkpoints:
+    with mp.train.TrainCheckpoints(folder, CONFIG) as checkpoints:
         state = checkpoints.restore(new_state(optimizer()))
         first = int(state.step)
-        state = mp.fit(noisy_step(), state, batch, num_steps=40, checkpoints=checkpoints, save_every=10)
+        state = mp.train.fit(noisy_step(), state, batch, num_steps=40, checkpoints=checkpoints, save_every=10)
     return first, state
 
 

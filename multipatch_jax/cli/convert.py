@@ -1,0 +1,43 @@
+"""`multipatch-jax convert`: a Hugging Face checkpoint to a folder of our own."""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import multipatch_jax as mp
+from multipatch_jax.config import DTYPES
+from multipatch_jax.params import PARTS, count_parameters, flatten, tensors
+
+HELP = "a Hugging Face checkpoint to a folder that loads with Orbax"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of the command."""
+    parser.add_argument("source", metavar="DIR_OR_ID", help="a Hugging Face folder or hub id")
+    parser.add_argument("destination", type=Path, help="a folder that does not exist yet")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the params; the checkpoint's, bit for bit, if left out")
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        choices=PARTS,
+        default=["vision", "connector"],
+        help="what to convert (default: vision connector)",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Converts, and prints what was read and written."""
+    start = time.perf_counter()
+    config, params = mp.from_pretrained(args.source, dtype=args.dtype, parts=args.parts, progress=sys.stderr.isatty())
+    loaded = time.perf_counter()
+    mp.save_pretrained(args.destination, config, params)
+    arrays = flatten(params)
+    dtypes = sorted({array.dtype.name for array in arrays.values()})
+    num_tensors = sum(tensor.path in arrays for tensor in tensors(config).values())
+    print(f"wrote {args.destination}: {', '.join(args.parts)}")
+    print(f"  tensors     {num_tensors:>14,} read, {len(arrays)} arrays written (layers are stacked)")
+    print(f"  parameters  {count_parameters(array.shape for array in arrays.values()):>14,}")
+    print(f"  dtype       {', '.join(dtypes):>14}")
+    print(f"  bytes       {sum(array.nbytes for array in arrays.values()):>14,}")
+    print(f"  seconds     {time.perf_counter() - start:>14.1f} ({loaded - start:.1f} to read)")

@@ -1,0 +1,43 @@
+"""`multipatch-jax plan`: the tiles and tokens of an image's size."""
+
+import argparse
+from pathlib import Path
+
+import multipatch_jax as mp
+from multipatch_jax.checkpoint import read_config
+from multipatch_jax.plot import describe
+
+HELP = "the tiles and tokens of an image's size, touching no pixels"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of the command."""
+    parser.add_argument("height", type=int, help="pixels")
+    parser.add_argument("width", type=int, help="pixels")
+    parser.add_argument(
+        "--model",
+        default="SmolVLM-256M-Instruct",
+        metavar="NAME",
+        help=f"a model's folder, or one of {', '.join(mp.PRESETS)} (default: %(default)s)",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Prints the sizes that an image goes through."""
+    if args.model in mp.PRESETS:
+        config = mp.PRESETS[args.model]
+    elif Path(args.model).is_dir():
+        config = read_config(Path(args.model))
+    else:
+        raise FileNotFoundError(f"--model must be a folder or one of {', '.join(mp.PRESETS)}, got {args.model}.")
+    plan = mp.plan_tiles(args.height, args.width, config.tiling)
+    print(describe(plan))
+    sizes = {
+        "source": (plan.height, plan.width),
+        "resize 1 (longest edge)": plan.resized,
+        "resize 2 (whole tiles)": plan.stretched,
+        "tile": (config.tiling.tile_size,) * 2,
+    }
+    for name, (height, width) in sizes.items():
+        print(f"  {name:<24} {height:>6} x {width}")
+    print(f"  {'<image> tokens':<24} {plan.num_tiles:>6} x {config.tiling.tokens_per_tile} = {plan.num_tokens}")

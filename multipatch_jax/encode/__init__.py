@@ -1,0 +1,33 @@
+"""Images and tiles -> visual tokens, in jitted programs: one image, many images in a stream, or exported for later."""
+
+from multipatch_jax.encode.cache import TileCache
+from multipatch_jax.encode.compiles import RecompileError, count_compilations, forbid_compilations
+from multipatch_jax.encode.execution import mesh_of, model_params, resolve_config, tiles_in_flight
+from multipatch_jax.encode.export import PLATFORMS, export_encoder, load_exported
+from multipatch_jax.encode.image import encode_image
+from multipatch_jax.encode.stream import encode_images, iter_encode_images, warmup
+from multipatch_jax.encode.tile_queue import StreamStats
+from multipatch_jax.encode.tiles import check_tiles, encode_tiles, trace_encode, vision_features
+
+__all__ = [
+    "PLATFORMS",
+    "RecompileError",
+    "StreamStats",
+    "TileCache",
+    "check_tiles",
+    "count_compilations",
+    "encode_image",
+    "encode_images",
+    "encode_tiles",
+    "export_encoder",
+    "forbid_compilations",
+    "iter_encode_images",
+    "load_exported",
+    "mesh_of",
+    "model_params",
+    "resolve_config",
+    "tiles_in_flight",
+    "trace_encode",
+    "vision_features",
+    "warmup",
+]

@@ -1,0 +1,31 @@
+"""The vision tower and the connector as one Flax module over one tile."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float
+
+from multipatch_jax.config import ModelConfig
+from multipatch_jax.nn.connector import Idefics3Connector
+from multipatch_jax.nn.siglip import VisionTransformer
+
+
+class MultiPatchVisionProcessor(nn.Module):
+    """One tile, (M, M, 3) normalised pixels, to its visual tokens (T, D_text). Map it over tiles with `jax.vmap`."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(
+        self, pixel_values: Float[Array, "M M 3"], pixel_attention_mask: Bool[Array, "M M"] | None = None
+    ) -> Float[Array, "T D"]:
+        features = VisionTransformer(self.config, name="vision_model")(pixel_values, pixel_attention_mask)
+        return Idefics3Connector(self.config, name="connector")(features)
+
+
+def init_params(rng: jax.Array, config: ModelConfig) -> dict[str, Any]:
+    """Fresh float32 params of `config`'s shapes: to train from scratch, or to try things out without a checkpoint."""
+    tile = jnp.zeros((config.tiling.tile_size, config.tiling.tile_size, 3), jnp.float32)
+    return jax.jit(MultiPatchVisionProcessor(config).init)(rng, tile)["params"]

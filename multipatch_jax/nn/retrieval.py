@@ -1,0 +1,28 @@
+"""The head of a ColIdefics3 retriever (colSmol): a projection of the language model's output, normalised."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from multipatch_jax.nn.linear import matmul
+
+
+@jax.jit
+def retrieval_embeddings(
+    params: dict[str, Any],
+    hidden_states: Float[Array, "B S D"],
+    attention_mask: Int[Array, "B S"],
+) -> Float[Array, "B S R"]:
+    """One unit vector a token, and zeros for padding.
+
+    Args:
+      params: with "linear", from `from_pretrained(..., parts="text")` of a ColIdefics3 checkpoint.
+      hidden_states: the language model's last hidden states. attention_mask: 1 for tokens, 0 for padding.
+    """
+    batch, length, width = hidden_states.shape
+    kernel = params["linear"]["kernel"].astype(hidden_states.dtype)
+    x = matmul(hidden_states.reshape(-1, width), kernel, "highest") + params["linear"]["bias"]
+    x = (x / jnp.linalg.norm(x, axis=-1, keepdims=True)).reshape(batch, length, -1)
+    return (x * attention_mask[..., None]).astype(hidden_states.dtype)

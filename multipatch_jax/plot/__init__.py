@@ -1,0 +1,27 @@
+"""Pictures of tiles and tokens: with Pillow alone, and with matplotlib (the `demo` extra)."""
+
+from multipatch_jax.plot.figures import (
+    plot_errors,
+    plot_pca,
+    plot_progress,
+    plot_similarity,
+    plot_tiles,
+    require_matplotlib,
+)
+from multipatch_jax.plot.pictures import describe, draw_tiles
+from multipatch_jax.plot.tokens import cosine_similarity, pca_colors, token_at, token_map
+
+__all__ = [
+    "cosine_similarity",
+    "describe",
+    "draw_tiles",
+    "pca_colors",
+    "plot_errors",
+    "plot_pca",
+    "plot_progress",
+    "plot_similarity",
+    "plot_tiles",
+    "require_matplotlib",
+    "token_at",
+    "token_map",
+]

@@ -1,0 +1,65 @@
+"""Pictures of what happens to an image, with Pillow alone."""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from multipatch_jax.image import TilePlan
+
+_LINE, _INK, _PAPER = (255, 64, 96), (20, 20, 28), (250, 250, 252)
+_LINE, _INK, _PAPER = (255, 64, 96), (20, 20, 28), (250, 250, 252)
+_LINE, _INK, _PAPER = (255, 64, 96), (20, 20, 28), (250, 250, 252)
+
+
+def draw_tiles(image: UInt8[np.ndarray, "H W 3"], plan: TilePlan, *, longest_edge: int = 1024) -> Image.Image:
+    """The picture with its tiles' borders and numbers on it, and the global tile, squashed as the model sees it.
+
+    Args:
+      image: the source pixels. plan: of this image. longest_edge: pixels; of the drawn picture.
+    """
+    scale = longest_edge / max(plan.height, plan.width)
+    width, height = max(round(plan.width * scale), 1), max(round(plan.height * scale), 1)
+    picture = Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS)
+    rows, cols = max(plan.rows, 1), max(plan.cols, 1)
+    draw = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(size=max(min(width // cols, height // rows) // 8, 10))
+    for row in range(rows):
+        for col in range(cols):
+            box = [col * width // cols, row * height // rows, (col + 1) * width // cols, (row + 1) * height // rows]
+            draw.rectangle(box, outline=_LINE, width=2)
+            _label(draw, (box[0] + 6, box[1] + 6), str(row * cols + col + 1), font)
+    if not plan.has_global_tile:
+        return _captioned(picture, plan)
+    side = max(min(longest_edge // 4, height), 96)
+    thumbnail = Image.fromarray(image).resize((side, side), Image.Resampling.LANCZOS)
+    draw = ImageDraw.Draw(thumbnail)
+    draw.rectangle([0, 0, side - 1, side - 1], outline=_LINE, width=2)
+    _label(draw, (6, 6), f"{plan.num_tiles}", font)
+    sheet = Image.new("RGB", (width + 12 + side, max(height, side)), _PAPER)
+    sheet.paste(picture, (0, 0))
+    sheet.paste(thumbnail, (width + 12, 0))
+    return _captioned(sheet, plan)
+
+
+def _label(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, font: Any) -> None:
+    left, top, right, bottom = draw.textbbox(place, text, font=font)
+    draw.rectangle([left - 4, top - 4, right + 4, bottom + 4], fill=_LINE)
+    draw.text(place, text, fill=_PAPER, font=font)
+
+
+def _captioned(picture: Image.Image, plan: TilePlan) -> Image.Image:
+    font = ImageFont.load_default(size=18)
+    sheet = Image.new("RGB", (max(picture.width, 480), picture.height + 36), _PAPER)
+    sheet.paste(picture, (0, 0))
+    ImageDraw.Draw(sheet).text((8, picture.height + 7), describe(plan), fill=_INK, font=font)
+    return sheet
+
+
+def describe(plan: TilePlan) -> str:
+    """One line: 3000 x 4000 -> 3 x 4 tiles + global = 13 tiles, 832 tokens."""
+    grid = f"{plan.rows} x {plan.cols} tiles" if plan.rows else "not split"
+    tiles = "1 tile" if plan.num_tiles == 1 else f"{plan.num_tiles} tiles"
+    plus = " + global" if plan.has_global_tile else ""
+    return f"{plan.height} x {plan.width} -> {grid}{plus} = {tiles}, {plan.num_tokens} tokens"

@@ -1,0 +1,54 @@
+"""PREPARE"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from multipatch_jax.config import ModelConfig
+from multipatch_jax.encode import encode_images, resolve_config, tiles_in_flight
+from multipatch_jax.params import Params
+from multipatch_jax.text.chat import Chat
+from multipatch_jax.text.packing import embed_tokens, embedding_table, pack
+from multipatch_jax.text.processor import Processor
+
+
+def prepare_inputs(
+    params: Params,
+    texts: Sequence[str | Chat],
+    images: Sequence[Any] = (),
+    *,
+    config: ModelConfig,
+    processor: Processor,
+    padding_side: str | None = None,
+    max_length: int | None = None,
+    batch_size: int | None = None,
+) -> dict[str, jax.Array | np.ndarray]:
+    """Texts and images to what any decoder of the family takes.
+
+    Args:
+      params: loaded with parts=("vision", "connector", "embeddings").
+      texts, images, padding_side, max_length: as in `Processor`.
+      batch_size: tiles in flight; None is 1 on a CPU, 8 on a TPU and 17 on a GPU.
+
+    Returns:
+      "inputs_embeds" (B, S, D) in the dtype of the embeddings, "attention_mask" and "position_ids" (B, S) int32, which
+      count from the first token that is not padding.
+
+    Raises:
+      ValueError: as `Processor`, or the params have no embeddings, or too few for the tokenizer.
+    """
+    resolve_config(config, params)  # told before anything runs on the device, as all that follows
+    tiles_in_flight(batch_size)
+    width, expected = embedding_table(params).shape[1], config.connector.text_hidden_size
+    if width != expected:
+        raise ValueError(f"The token embeddings must be as wide as the visual tokens, {expected}, got {width}.")
+    inputs = processor(texts, images, config=config, padding_side=padding_side, max_length=max_length)
+    embeddings = embed_tokens(params, inputs.input_ids)
+    tokens = encode_images(params, inputs.images, config=config, batch_size=batch_size)
+    return {
+        "inputs_embeds": pack(inputs.input_ids, embeddings, tokens, image_token_id=config.image_token_id),
+        "attention_mask": inputs.attention_mask,
+        "position_ids": np.maximum(np.cumsum(inputs.attention_mask, axis=1, dtype=np.int32) - 1, 0),
+    }

@@ -1,0 +1,222 @@
+"""Text and images to what a language model takes: chat template, markers, token ids, and then `inputs_embeds`.
+
+Needs the extra `text`: the libraries `tokenizers` and `jinja2`, imported at first use. Prompts are rendered and
+tokenised as the reference does it (transformers 5.23).
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int32, UInt8
+
+from multipatch_jax.arguments import require_positive
+from multipatch_jax.checkpoint import fetch, fetch_if_there
+from multipatch_jax.config import ModelConfig
+from multipatch_jax.files import read_json
+from multipatch_jax.image import TilePlan, load_image, plan_tiles
+from multipatch_jax.text.chat import SETTINGS, TEMPLATES, Chat, read_template, render
+from multipatch_jax.text.prompt import IMAGE, expand_prompt
+from multipatch_jax.text.video import VIDEO
+
+TOKENIZER = "tokenizer.json"
+
+
+class TextInputs(NamedTuple):
+    """A batch: token ids with every marker in place, and the images that belong to them.
+
+    Attributes:
+      input_ids, attention_mask: (B, S); the mask is 0 at padding.
+      images: pixels of all images, in the order of their places. plans: their tiles.
+    """
+
+    input_ids: Int32[np.ndarray, "B S"]
+    attention_mask: Int32[np.ndarray, "B S"]
+    images: list[UInt8[np.ndarray, "H W 3"]]
+    plans: list[TilePlan]
+
+
+@dataclasses.dataclass(frozen=True)
+class Processor:
+    """A checkpoint's tokenizer and chat template.
+
+    Attributes:
+      tokenizer: a `tokenizers.Tokenizer`.
+      chat_template: Jinja, None where the checkpoint has none.
+      special_tokens: "bos_token", "eos_token" and the like, which templates may name.
+      pad_token_id: fills the shorter texts of a batch; None where the checkpoint has none.
+      padding_side: "left" or "right".
+    """
+
+    tokenizer: Any
+    chat_template: str | None = None
+    special_tokens: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    pad_token_id: int | None = None
+    padding_side: str = "right"
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path) -> "Processor":
+        """Reads tokenizer.json, tokenizer_config.json and the chat template of a folder or hub id in HF's layout.
+
+        Raises:
+          FileNotFoundError: no such folder or id, or it has no tokenizer.json. ValueError: a file is damaged.
+          ImportError: the extra is not installed.
+        """
+        try:
+            import jinja2.sandbox  # noqa: F401 (for `render`, told now rather than then)
+            from tokenizers import Tokenizer
+        except ImportError as error:
+            raise ImportError(f'A Processor needs the extra "text" ({error}): install multipatch_jax[text].') from error
+        folder = Path(name_or_path) if Path(name_or_path).is_dir() else _download(str(name_or_path))
+        if not (folder / TOKENIZER).is_file():
+            raise FileNotFoundError(f"{folder} has no {TOKENIZER}, from which texts are tokenised.")
+        try:
+            tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+        except Exception as error:  # the library raises nothing more specific
+            raise ValueError(f"{folder / TOKENIZER} is not a tokenizer: {error}.") from None
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        settings = read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
+        tokens = {key: _content(value) for key, value in settings.items() if key.endswith("_token")}
+        special = {key: token for key, token in tokens.items() if token is not None}
+        pad_token_id = tokenizer.token_to_id(special["pad_token"]) if "pad_token" in special else None
+        return cls(tokenizer, read_template(folder), special, pad_token_id, settings.get("padding_side", "right"))
+
+    def render(self, chat: Chat, *, add_generation_prompt: bool = True) -> str:
+        """A chat as the text that the model was trained on, images still as `<image>`.
+
+        Args:
+          chat: messages {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}.
+          add_generation_prompt: whether the text ends where the model's answer begins.
+
+        Raises:
+          ValueError: the checkpoint has no template, or the template refuses the messages.
+        """
+        if self.chat_template is None:
+            raise ValueError("This checkpoint has no chat template: pass texts instead of chats.")
+        return render(self.chat_template, chat, self.special_tokens, add_generation_prompt)
+
+    def decode(self, ids: Any) -> str:
+        """The text of generated ids (S,), special tokens left out."""
+        return self.tokenizer.decode(np.asarray(ids).tolist())
+
+    def __call__(
+        self,
+        texts: Sequence[str | Chat],
+        images: Sequence[Any] = (),
+        *,
+        config: ModelConfig,
+        padding_side: str | None = None,
+        max_length: int | None = None,
+    ) -> TextInputs:
+        """Loads the images, expands the prompts and tokenises them.
+
+        Args:
+          texts: texts with one `<image>` for each of their images, or chats, which are rendered first.
+          images: whatever `load_image` takes: all of them in the order of their places, or a list for each text.
+          config: of the model; its tiling decides how many tokens an image becomes.
+          padding_side: "left" (to generate from a batch) or "right"; None is the checkpoint's.
+          max_length: texts are cut to their first `max_length` tokens, but never an image.
+
+        Raises:
+          ValueError: images and places differ in number, the cut would lose tokens of an image, or the tokenizer is not
+            of this config. ImageError, FileNotFoundError: as `load_image`, with the image's index.
+        """
+        side = self.padding_side if padding_side is None else padding_side
+        if side not in ("left", "right"):
+            raise ValueError(f'padding_side must be "left", "right" or None, got {side!r}.')
+        if max_length is not None:
+            max_length = require_positive("max_length", max_length, "tokens", or_none=True)
+        if isinstance(texts, str) or not texts or isinstance(texts[0], Mapping):
+            raise ValueError("texts must be a list of at least one text or chat; for a single one, pass [text].")
+        if self.tokenizer.token_to_id(IMAGE) != config.image_token_id:
+            raise ValueError(
+                f"The tokenizer must have {IMAGE} as the config's image_token_id {config.image_token_id}, got "
+                f"{self.tokenizer.token_to_id(IMAGE)}: load both from one checkpoint."
+            )
+        prompts = [text if isinstance(text, str) else self.render(text) for text in texts]
+        if any(VIDEO in prompt for prompt in prompts):
+            raise ValueError(
+                f"Only images have their places filled here, got a text with {VIDEO}: expand that with "
+                f"expand_video_prompt, tokenise it with processor.tokenizer, and pack what encode_frames gives."
+            )
+        flat = _flatten(images, [prompt.count(IMAGE) for prompt in prompts])
+        pixels = [_load(image, index) for index, image in enumerate(flat)]
+        plans = [plan_tiles(image.shape[0], image.shape[1], config.tiling) for image in pixels]
+        ids, done = [], 0
+        for sample, (text, prompt) in enumerate(zip(texts, prompts, strict=True)):
+            num_images = prompt.count(IMAGE)
+            expanded = expand_prompt(prompt, plans[done : done + num_images], config)
+            done += num_images
+            # As in the reference, a template that writes the first special token itself gets no second one.
+            bos = self.special_tokens.get("bos_token")
+            rendered = not isinstance(text, str) and bos is not None and prompt.startswith(bos)
+            ids.append(self.tokenizer.encode(expanded, add_special_tokens=not rendered).ids)
+            if max_length is not None and config.image_token_id in ids[-1][max_length:]:
+                needed = len(ids[-1]) - ids[-1][::-1].index(config.image_token_id)
+                raise ValueError(
+                    f"A text must not be cut within its images: sample {sample} has {len(ids[-1])} tokens and its last "
+                    f"image ends at {needed}, got max_length={max_length}. Raise it, or lower config.tiling.max_tiles."
+                )
+            ids[-1] = ids[-1][:max_length]
+        return TextInputs(*self._pad(ids, side), pixels, plans)
+
+    def _pad(self, ids: list[list[int]], side: str) -> tuple[np.ndarray, np.ndarray]:
+        length = max(map(len, ids))
+        if self.pad_token_id is None and any(len(row) < length for row in ids):
+            raise ValueError(
+                "Texts of several lengths need padding, and this checkpoint has no pad token: pass one text at a time, "
+                "or use dataclasses.replace(processor, pad_token_id=...)."
+            )
+        input_ids = np.full((len(ids), length), self.pad_token_id or 0, np.int32)
+        attention_mask = np.zeros_like(input_ids)
+        for sample, row in enumerate(ids):
+            place = slice(length - len(row), None) if side == "left" else slice(len(row))
+            input_ids[sample, place], attention_mask[sample, place] = row, 1
+        return input_ids, attention_mask
+
+
+def _content(token: Any) -> str | None:
+    """The text of a special token, which tokenizer_config.json writes as a string or as an object."""
+    token = token.get("content") if isinstance(token, Mapping) else token
+    return token if isinstance(token, str) else None
+
+
+def _download(repo_id: str) -> Path:
+    folder = fetch(repo_id, TOKENIZER).parent
+    for name in TEMPLATES:
+        fetch_if_there(repo_id, name)
+    return folder
+
+
+def _flatten(images: Sequence[Any], places: list[int]) -> list[Any]:
+    """All images in order, after a check that their number is that of the places, in each text where one can say."""
+    one_text = isinstance(images, (str, bytes))  # a path or a file's bytes: sequences too
+    if one_text or not (isinstance(images, Sequence) or getattr(images, "ndim", 0) == 4):  # (N, H, W, 3) is N images
+        raise ValueError("images must be a list of images; for a single one, pass [image].")
+    images = list(images)
+    nested = [isinstance(one, (list, tuple)) for one in images]
+    if any(nested):
+        found = [len(one) if is_list else 1 for one, is_list in zip(images, nested, strict=True)]
+        if not all(nested) or found != places:
+            raise ValueError(
+                f"Each text must have one {IMAGE} for each of its images, got {places} {IMAGE} in {len(places)} texts "
+                f"and images by text {found}: pass a list of images for every text, or all of them in one list."
+            )
+        return [image for one in images for image in one]
+    if len(images) != sum(places):
+        raise ValueError(
+            f"The texts must have one {IMAGE} for each image, got {places} {IMAGE} by text, {sum(places)} in all, and "
+            f"{len(images)} images."
+        )
+    return images
+
+
+def _load(image: Any, index: int) -> UInt8[np.ndarray, "H W 3"]:
+    try:
+        return load_image(image)
+    except (ValueError, FileNotFoundError) as error:
+        error.add_note(f"This was image {index}.")
+        raise

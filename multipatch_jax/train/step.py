@@ -1,0 +1,226 @@
+"""The train step: split the params, differentiate the trained ones, update them."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from multipatch_jax.arguments import require_positive
+from multipatch_jax.config import ModelConfig
+from multipatch_jax.encode import check_tiles, encode_tiles, model_params, resolve_config, trace_encode
+from multipatch_jax.params import (
+    BATCH,
+    RULES,
+    Params,
+    Rules,
+    batch_parts,
+    check_mesh,
+    flatten,
+    gather_fsdp,
+    merge_lora,
+    merge_params,
+    shard_batch,
+    shardings,
+    split_params,
+)
+
+Encode = Callable[[Params, jax.Array], jax.Array]
+LossFn = Callable[[Params, Any, jax.Array, Encode], jax.Array]
+
+
+class TrainState(NamedTuple):
+    """All that changes in training, a plain pytree.
+
+    Attributes:
+      params: the whole nested dict, trained ones in float32, frozen ones as they were given.
+      opt_state: of the trained params only. step: int32, updates so far. rng: the run's key, never changed; step i uses
+        `jax.random.fold_in(rng, i)`.
+    """
+
+    params: Params
+    opt_state: Any
+    step: jax.Array
+    rng: jax.Array
+
+
+def init_train_state(
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    *,
+    trainable: str = "connector",
+    rng: jax.Array,
+    mesh: Mesh | None = None,
+    rules: Rules = RULES,
+) -> TrainState:
+    """The state before the first step.
+
+    Trained params become float32 masters, in new arrays, as every step overwrites them. Frozen ones are not copied, and
+    keep their dtype.
+
+    Args:
+      trainable: as in `make_train_step`. mesh, rules: lay params and optimiser state out over a mesh (`shardings`).
+
+    Raises:
+      ValueError: nothing would be trained, or the mesh is none of `make_mesh`.
+    """
+    check_mesh(mesh)
+    trained, frozen = split_params(params, trainable)
+    trained = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), trained)
+    frozen, step = jax.tree.map(jnp.asarray, frozen), jnp.zeros((), jnp.int32)
+    if mesh is None:
+        return TrainState(merge_params(trained, frozen), _own(optimizer.init(trained)), step, rng)
+    params = merge_params(trained, frozen)
+    params = jax.device_put(params, shardings(params, mesh, rules))
+    trained, _ = split_params(params, trainable)
+    layout = shardings(jax.eval_shape(optimizer.init, trained), mesh, rules)
+    opt_state = jax.jit(optimizer.init, out_shardings=layout)(trained)  # never whole on one device
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    step, key = jax.device_put((step, jax.random.key_data(rng)), everywhere)  # keys themselves cannot go to other hosts
+    return TrainState(params, opt_state, step, jax.random.wrap_key_data(key, impl=jax.random.key_impl(rng)))
+
+
+def _own(tree: Any) -> Any:
+    """Copies: an optimiser's first state may hold the params themselves, and every array is donated once."""
+    return jax.tree.map(jnp.copy, tree)
+
+
+def make_train_step(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    *,
+    config: ModelConfig,
+    trainable: str = "connector",
+    remat: bool = False,
+    accumulate: int = 1,
+    max_norm: float | None = None,
+    mesh: Mesh | None = None,
+    rules: Rules = RULES,
+) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:
+    """A function (state, batch) -> (state, metrics), jitted; the trained arrays of the state given to it are donated.
+
+    Args:
+      loss_fn: (params, batch, rng, encode) -> scalar, pure. `encode(params, tiles)` is the tower and connector, uint8
+        (N, M, M, 3) to tokens (N, T, D), differentiable in params. A mean over the batch, so that pieces average.
+      config: `dtype="bfloat16"` computes in bfloat16, with float32 masters and optimiser state.
+      trainable: "connector", "vision", "lora", "all", or a regex that is searched in params' paths. Only what it names
+        is differentiated: the rest costs neither gradients nor optimiser state.
+      remat: makes a layer's activations again in the backward pass, rather than keep those of all layers.
+      accumulate: pieces that a batch is cut into, one after another; their gradients are averaged in float32. A
+        contrastive loss sees the pairs of a piece only.
+      max_norm: gradients of a larger global norm are scaled down to it.
+      mesh, rules: as given to `init_train_state`. Each device runs its own tiles, by the attention that suits it; over
+        `tensor` heads are split, by "plain" attention unless config names another. The step is called the same way; on
+        several hosts each passes its own rows of the batch (`local_rows`).
+
+    Returns:
+      The step. Its metrics are scalars on the device: "loss", "grad_norm" (before clipping) and "param_norm", of the
+      trained params after the update.
+
+    Raises (the step, before device work):
+      ValueError: nothing to train, a batch that does not divide over `accumulate` or the mesh, or a state that was made
+        for another optimizer or `trainable`. This function: a mesh that `make_mesh` did not make.
+    """
+    check_mesh(mesh)
+    accumulate = require_positive("accumulate", accumulate, "pieces")
+    config = dataclasses.replace(config, remat=remat)
+    split_heads = mesh is not None and mesh.shape["tensor"] > 1
+    if split_heads and config.attention == "auto":
+        # The compiler splits plain attention by heads; loops over them and kernels it would gather first.
+        config = dataclasses.replace(config, attention="plain")
+
+    def encode(params: Params, tiles: jax.Array) -> jax.Array:
+        if mesh is None:
+            return encode_tiles(params, tiles, config=config)
+        # On a mesh all tiles of a piece are in flight, each on its own device; `accumulate` is the loop.
+        if split_heads:
+            return encode_tiles(params, tiles, config=config, batch_size=len(tiles))
+        check_tiles(tiles, config)
+        return trace_encode(model_params(params), tiles, resolve_config(config, params), len(tiles), mesh)
+
+    def loss_of(trained: Params, frozen: Params, batch: Any, rng: jax.Array) -> jax.Array:
+        params = merge_lora(merge_params(trained, frozen))
+        if mesh is not None:
+            params = gather_fsdp(params, mesh, rules, config.dtype)
+        return loss_fn(params, batch, rng, encode).astype(jnp.float32)
+
+    def laid_out(tree: Any) -> Any:
+        return tree if mesh is None else jax.lax.with_sharding_constraint(tree, shardings(tree, mesh, rules))
+
+    def piece_gradients(trained, frozen, batch, rng):
+        loss, grads = jax.value_and_grad(loss_of)(trained, frozen, batch, rng)
+        return loss, laid_out(grads)
+
+    def gradients(trained, frozen, batch, rng):
+        if accumulate == 1:
+            return piece_gradients(trained, frozen, batch, rng)
+
+        def cut(x):  # strided, so that every device keeps its own rows
+            pieces = x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1)
+            if mesh is None:
+                return pieces
+            return jax.lax.with_sharding_constraint(pieces, NamedSharding(mesh, PartitionSpec(None, *BATCH)))
+
+        def add(total, piece):
+            index, rows = piece
+            found = piece_gradients(trained, frozen, rows, jax.random.fold_in(rng, index))
+            return jax.tree.map(jnp.add, total, found), None
+
+        zeros = jnp.zeros(()), laid_out(jax.tree.map(jnp.zeros_like, trained))
+        total, _ = jax.lax.scan(add, zeros, (jnp.arange(accumulate), jax.tree.map(cut, batch)))
+        return jax.tree.map(lambda x: x / accumulate, total)
+
+    @functools.partial(jax.jit, donate_argnames=("trained", "opt_state", "step"))
+    def update(trained, opt_state, step, frozen, rng, batch):
+        _check_state(optimizer, trained, opt_state)
+        loss, grads = gradients(trained, frozen, batch, jax.random.fold_in(rng, step))
+        grad_norm = optax.tree.norm(grads)
+        if max_norm is not None:
+            grads, _ = optax.clip_by_global_norm(max_norm).update(grads, optax.EmptyState())
+        updates, opt_state = optimizer.update(grads, opt_state, trained)
+        trained = optax.apply_updates(trained, updates)
+        metrics = {"loss": loss, "grad_norm": grad_norm, "param_norm": optax.tree.norm(trained)}
+        return laid_out(trained), laid_out(opt_state), step + 1, metrics
+
+    def train_step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+        trained, frozen = split_params(state.params, trainable)
+        if mesh is not None:
+            batch = shard_batch(batch, mesh)
+        _check_batch(batch, accumulate, batch_parts(mesh))
+        trained, opt_state, step, metrics = update(trained, state.opt_state, state.step, frozen, state.rng, batch)
+        return TrainState(merge_params(trained, frozen), opt_state, step, state.rng), metrics
+
+    return train_step
+
+
+def _check_state(optimizer: optax.GradientTransformation, trained: Params, opt_state: Any) -> None:
+    if others := {path: x.dtype for path, x in flatten(trained).items() if x.dtype != jnp.float32}:
+        path, dtype = next(iter(others.items()))
+        raise ValueError(
+            f"The trained params must be float32, got {path} in {dtype}: give init_train_state and make_train_step the "
+            "same trainable."
+        )
+
+    def shapes(tree):
+        return jax.tree.map(lambda x: (x.shape, str(x.dtype)), tree)
+
+    if shapes(jax.eval_shape(optimizer.init, trained)) != shapes(opt_state):
+        raise ValueError(
+            "The state's opt_state is not of this optimizer and these trained params: give init_train_state and "
+            "make_train_step the same optimizer and the same trainable."
+        )
+
+
+def _check_batch(batch: Any, accumulate: int, parts: int) -> None:
+    sizes = {np.shape(x)[0] if np.ndim(x) else None for x in jax.tree.leaves(batch)}
+    if len(sizes) != 1 or None in sizes:
+        raise ValueError(f"All arrays of a batch must have one first axis, got sizes {sorted(map(str, sizes))}.")
+    (size,) = sizes
+    if not size or size % (accumulate * parts):
+        over = f"accumulate={accumulate} pieces" + (f" x {parts} devices of data x fsdp" if parts > 1 else "")
+        raise ValueError(f"A batch must divide over {over}, got {size} rows.")

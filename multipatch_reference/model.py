@@ -1,0 +1,79 @@
+"""transformers' own model and image processor, of our configs."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+
+from multipatch_jax.checkpoint import config_to_hf
+from multipatch_jax.config import ModelConfig
+
+
+def hf_config(config: ModelConfig) -> Any:
+    """The reference's config of ours."""
+    top, _ = config_to_hf(config)
+    return AutoConfig.for_model(**top)
+
+
+def randomize(model: torch.nn.Module, seed: int) -> None:
+    """Every tensor drawn anew, biases and norm gains too, with the few large channels that trained towers have."""
+    rng = np.random.default_rng(seed)
+    with torch.no_grad():
+        for name, tensor in model.named_parameters():
+            shape = tuple(tensor.shape)
+            if name.endswith("bias"):
+                value = rng.normal(0, 0.1, shape)
+            elif len(shape) == 1:  # a norm's gain
+                value = rng.normal(1, 0.2, shape)
+                value[rng.integers(shape[0], size=max(shape[0] // 128, 1))] *= 6
+            elif "embed" in name and len(shape) == 2:
+                value = rng.normal(0, 0.3, shape)
+            else:
+                value = rng.normal(0, 1.3 * np.prod(shape[1:]) ** -0.5, shape)
+            tensor.copy_(torch.from_numpy(value))
+
+
+def reference_model(config: ModelConfig, seed: int = 0) -> Any:
+    """The reference model of `config`'s shapes, in float32, every tensor randomised."""
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(hf_config(config))
+    model.to_empty(device="cpu")
+    for module in model.modules():  # rotary tables are not parameters
+        if hasattr(module, "original_inv_freq"):
+            module.inv_freq, _ = module.compute_default_rope_parameters(module.config, device="cpu")
+            module.original_inv_freq = module.inv_freq
+    randomize(model, seed)
+    return model.eval()
+
+
+def image_processor(config: ModelConfig) -> Idefics3ImageProcessorPil:
+    """The reference's image processor for `config`, with its PIL backend."""
+    tiling = config.tiling
+    return Idefics3ImageProcessorPil(
+        size={"longest_edge": tiling.longest_edge},
+        max_image_size={"longest_edge": tiling.tile_size},
+        do_resize=tiling.do_resize,
+        do_image_splitting=tiling.do_image_splitting,
+        resample={"lanczos": 1, "bilinear": 2, "bicubic": 3}[tiling.filter],
+    )
+
+
+def save_checkpoint(model: Any, config: ModelConfig, folder: Path) -> Path:
+    """The folder that transformers writes of this model and its image processor."""
+    model.save_pretrained(folder)
+    image_processor(config).save_pretrained(folder)
+    return folder
+
+
+@torch.no_grad()
+def image_features(
+    model: Any, pixel_values: np.ndarray, mask: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """(tower features, visual tokens) of normalised (N, M, M, 3) tiles, computed in the model's dtype."""
+    pixels = torch.from_numpy(np.moveaxis(pixel_values, -1, -3).copy())[None].to(model.dtype)
+    output = model.model.get_image_features(pixels, None if mask is None else torch.from_numpy(mask)[None])
+    tokens = output.pooler_output[0].double().numpy()
+    return output.last_hidden_state.double().numpy(), tokens.reshape(len(pixel_values), -1, tokens.shape[-1])

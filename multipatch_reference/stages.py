@@ -1,0 +1,81 @@
+"""One checkpoint through the reference and through us, stage by stage, so that the first wrong stage names itself."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+from transformers import AutoModelForImageTextToText
+
+import multipatch_jax as mp
+from multipatch_jax.encode import resolve_config
+from multipatch_jax.image import normalize
+from multipatch_jax.nn import siglip
+from multipatch_reference.model import image_processor, reference_model, save_checkpoint
+
+LIMIT = 1e-4  # relative norm; two right float32 programs differ by 1e-6 to 1e-5
+
+
+def distance(ours: Any, reference: Any) -> float:
+    """|ours - reference| / |reference|, in float64.
+
+    Raises:
+      ValueError: the shapes differ.
+    """
+    a, b = np.asarray(ours, np.float64), np.asarray(reference, np.float64)
+    if a.shape != b.shape:
+        raise ValueError(f"Only arrays of one shape have a distance, got {a.shape} and {b.shape}.")
+    return float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-30))
+
+
+def random_checkpoint(name: str, folder: Path) -> Path:
+    """A checkpoint of a preset's tower and connector, random, beside a language model of one layer."""
+    config = mp.PRESETS[name]
+    assert config.text is not None
+    text = dataclasses.replace(config.text, num_hidden_layers=1)
+    config = dataclasses.replace(config, text=text, embedding_size=None)
+    return save_checkpoint(reference_model(config), config, folder)
+
+
+def stages(folder: Path, image: np.ndarray) -> Iterator[tuple[str, float]]:
+    """Yields (stage, distance) in the order of the computation; each goes on from its own last stage."""
+    config, params = mp.from_pretrained(folder, dtype="float32")
+    config = resolve_config(config, params)
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    plan = mp.plan_tiles(image.shape[0], image.shape[1], config.tiling)
+    options: Any = {"return_row_col_info": True, "input_data_format": "channels_last", "return_tensors": "np"}
+    theirs = image_processor(config)(image, **options)
+    pixels = np.moveaxis(theirs["pixel_values"][0], 1, -1)
+    grid = (theirs["rows"][0][0], theirs["cols"][0][0], len(pixels))
+    yield "geometry", distance((plan.rows, plan.cols, plan.num_tiles), grid)
+    tiles = mp.tile_image_host(image, config.tiling)
+    normalised = normalize(jax.numpy.asarray(tiles))
+    yield "pixels", distance(normalised, pixels) if normalised.shape == pixels.shape else float("inf")
+
+    seen: dict[str, Any] = {}
+
+    def remember(name: str, module: torch.nn.Module) -> None:
+        def hook(module: torch.nn.Module, inputs: Any, output: Any) -> None:
+            seen[name] = output
+
+        module.register_forward_hook(hook)
+
+    tower = model.model.vision_model
+    remember("embeddings", tower.embeddings)
+    for index, layer in enumerate(tower.encoder.layers):
+        remember(f"layer {index}", layer)
+    with torch.no_grad():  # the global tile, which is the last, will do from here on
+        output = model.model.get_image_features(torch.from_numpy(pixels[-1:]).moveaxis(-1, 1)[None])
+
+    ours = params["vision_model"]
+    x = siglip.VisionEmbeddings(config).apply({"params": ours["embeddings"]}, normalised[-1])
+    yield "embeddings", distance(x, seen["embeddings"][0])
+    run_layer = jax.jit(lambda layer, x: siglip.EncoderLayer(config).apply({"params": layer}, x)[0])
+    for index in range(config.vision.num_hidden_layers):
+        x = run_layer(jax.tree.map(lambda leaf, i=index: leaf[i], ours["encoder"]["layers"]), x)
+        yield f"layer {index}", distance(x, seen[f"layer {index}"].reshape(x.shape))
+    yield "tower", distance(mp.vision_features(params, normalised[-1:], config=config), output.last_hidden_state)
+    yield "connector", distance(mp.encode_tiles(params, tiles[-1:], config=config)[0], output.pooler_output[0])
