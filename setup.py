@@ -1,6 +1,7 @@
-"""Builds the compiled encoder of `native/` where there is a C++ compiler; what else there is to say is in setup.cfg.
+"""Builds the compiled encoder of `native/`. All other settings of the package are in setup.cfg.
 
-Each extension is optional: where it cannot be built, `multipatch_jax` runs what XLA compiles in its place.
+Each extension is optional: where the C++ compiler is missing or fails, the install goes on without the extension, and
+`multipatch_jax` runs the encoder as XLA compiles it.
 """
 
 import importlib.util
@@ -9,23 +10,25 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 
-# Once for every set of instructions; `multipatch_jax.nn.native` picks the best that the machine has.
+# Instruction set -> compiler flags. The encoder is built once for each; `multipatch_jax.nn.native` picks the best one
+# that the CPU has.
 INSTRUCTIONS = {"baseline": []}
 if platform.machine() in ("x86_64", "AMD64"):
     INSTRUCTIONS |= {
         "avx2": ["-mavx2", "-mfma"],
         "avx512": ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mavx2", "-mfma"],
     }
-# Hidden, or the loader would make one of the same inline names of two builds.
+# Symbols are hidden. The inline functions and tables of all builds have the same names, so that the dynamic loader
+# would otherwise merge those of two builds, and one build would run another's code.
 FLAGS = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fvisibility=hidden", "-Wno-psabi", "-Wno-ignored-attributes"]
-FLAGS += ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]  # of GCC's own header for AVX-512
+FLAGS += ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]  # warnings about GCC's own AVX-512 header
 
 if platform.system() == "Darwin":
     FLAGS.append("-mmacosx-version-min=11.0")
 
 
 def jaxlib_headers() -> list[str]:
-    """Where XLA's C++ interface is, without importing jax."""
+    """Returns the folder of the headers of XLA's C++ interface, found without importing jax; [] without jaxlib."""
     spec = importlib.util.find_spec("jaxlib")
     return [str(Path(spec.origin).parent / "include")] if spec and spec.origin else []
 

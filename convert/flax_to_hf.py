@@ -1,4 +1,7 @@
-"""A folder of params -> Hugging Face's layout: `python convert/flax_to_hf.py FOLDER DESTINATION [--base HF_FOLDER]`."""
+"""Convert a folder that save_pretrained wrote to Hugging Face's layout.
+
+Usage: `python convert/flax_to_hf.py FOLDER DESTINATION [--base HF_FOLDER]`.
+"""
 
 import argparse
 import sys
@@ -10,7 +13,7 @@ from multipatch_jax.params import count_parameters, flatten
 
 
 def main() -> int:
-    """Runs the command; 0 when done, 2 after one line about what was wrong with the input."""
+    """Run the command. Return 0 on success, or 2 after printing to stderr what is wrong with the input."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", type=Path, help="a folder that hf_to_flax.py or save_pretrained wrote")
     parser.add_argument("destination", type=Path, help="a folder that does not exist yet")

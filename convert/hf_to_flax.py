@@ -1,6 +1,7 @@
-"""A Hugging Face checkpoint -> a folder of params: `python convert/hf_to_flax.py DIR_OR_ID DESTINATION`.
+"""Convert a Hugging Face checkpoint to a folder in the layout of save_pretrained.
 
-The same as `multipatch-jax convert`, for those who work from a checkout.
+Usage: `python convert/hf_to_flax.py DIR_OR_ID DESTINATION`, from a checkout of the repository. It does the same as the
+command `multipatch-jax convert`.
 """
 
 import sys

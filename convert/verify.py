@@ -1,9 +1,10 @@
-"""Runs the reference and us on one checkpoint, and names the first stage that differs.
+"""Run transformers (the reference) and multipatch_jax on one checkpoint, and name the first stage that differs.
 
     python convert/verify.py HuggingFaceTB/SmolVLM-256M-Instruct --image photo.jpg
     python convert/verify.py SmolVLM-256M-Instruct       a preset's name: random weights of its shapes, no download
 
-Both compute in float32 on a CPU. Needs torch and transformers: pip install "multipatch_jax[test]".
+Both compute in float32, transformers on the CPU and multipatch_jax on JAX's default device. The script needs torch and
+transformers: pip install "multipatch_jax[test]".
 """
 
 import argparse
@@ -20,7 +21,7 @@ from multipatch_reference import LIMIT, random_checkpoint, stages
 
 
 def main() -> int:
-    """0 when every stage agrees, 1 when one does not, 2 when the input is wrong."""
+    """Run the command. Return 0 if every stage agrees, 1 if one differs, 2 if the input is wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help=f"a folder, a hub id, or one of {', '.join(mp.PRESETS)}")
     parser.add_argument(

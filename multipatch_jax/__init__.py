@@ -1,7 +1,17 @@
-"""Any image to the visual tokens of the SmolVLM / Idefics3 family, in JAX, equal to the reference.
+"""Turn images of any size into the visual tokens of SmolVLM / Idefics3 models, in JAX, equal to Hugging Face's.
 
-What most users call is here. The rest is in the rooms: `image`, `nn`, `params`, `checkpoint`, `encode`, `text`, `train`
-and `plot`.
+This module exports what most users call. Everything else is in a sub-package:
+
+* `image`: from an image to its tiles
+* `nn`: from tiles to visual tokens, as Flax modules
+* `params`: names, shapes, subsets, LoRA factors and sharding of the params
+* `checkpoint`: load and save models
+* `encode`: visual tokens of one image, of a stream of images, of tiles; export to other machines
+* `text`: prompts, input embeddings and video frames
+* `train`: train steps, losses and training checkpoints
+* `plot`: pictures of tiles and tokens
+
+`presets` has the configs of the published models.
 """
 
 __version__ = "0.1.0"

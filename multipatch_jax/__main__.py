@@ -1,4 +1,4 @@
-"""`python -m multipatch_jax` is `multipatch-jax`."""
+"""Run the command line: `python -m multipatch_jax` does the same as `multipatch-jax`."""
 
 from multipatch_jax.cli import main
 

@@ -1,4 +1,7 @@
-"""Checks of arguments, made before any device work, so that a wrong one costs nothing and the error names it."""
+"""Check arguments before any device work, with errors that name the argument.
+
+A wrong argument then fails at once, and not after minutes of compiling or in the middle of a traced program.
+"""
 
 import numbers
 from typing import Any
@@ -8,15 +11,18 @@ import numpy as np
 
 
 def require_positive(name: str, value: Any, unit: str = "", *, or_none: bool = False) -> int:
-    """The value as a plain int.
+    """Return `value` as a plain int, or raise an error that names it.
 
     Args:
-      name: what the error calls the value.
-      unit: what it counts, such as "tiles"; without one the error speaks of a positive integer.
-      or_none: whether the error also offers None, which the caller has handled already.
+      name: name of the value, for the error message.
+      value: what the user passed.
+      unit: what the value counts, for the error message: "tiles" gives "a positive number of tiles". Without a unit the
+        message says "a positive integer".
+      or_none: whether the message adds "or None". The function itself refuses None, so the caller handles None
+        before the call.
 
     Raises:
-      ValueError: not an integer (NumPy's count, True and False do not) of at least 1.
+      ValueError: `value` is not an integer of at least 1. NumPy integers are integers here; True and False are not.
     """
     if isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 1:
         return int(value)
@@ -25,11 +31,17 @@ def require_positive(name: str, value: Any, unit: str = "", *, or_none: bool = F
 
 
 def check_array(name: str, array: Any, shape: tuple[str | int, ...], dtype: Any) -> None:
-    """Raises a ValueError unless an argument has this rank, these sizes and this dtype.
+    """Check an array's rank, sizes and dtype.
 
     Args:
-      shape: a number is a size. A letter is any positive size, the same wherever the letter stands.
-      dtype: a NumPy type, or `np.floating` for all floating-point ones.
+      name: name of the array, for the error message.
+      array: what the user passed; only its `shape` and `dtype` are read, so a traced array can be checked too.
+      shape: one entry per axis. A number is the exact size. A letter stands for any size of at least 1, and the same
+        letter stands for the same size.
+      dtype: a NumPy type, or `np.floating` for any floating-point type (bfloat16 included).
+
+    Raises:
+      ValueError: the array does not fit, or an axis has size 0. The message gives the expected and the actual shape.
     """
     found = tuple(getattr(array, "shape", ()))
     sizes: dict[str, int] = {}

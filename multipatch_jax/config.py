@@ -1,7 +1,10 @@
-"""What a model is: frozen, hashable dataclasses.
+"""The configs that describe a model: frozen, hashable dataclasses, named and split as in Hugging Face's JSON files.
 
-They are static arguments of every jitted function, so two equal configs share one compiled program. Defaults are the
-reference's class defaults (transformers 5.23), which published JSON files leave out.
+Configs are static arguments of the jitted functions, so two equal configs share one compiled program.
+
+Published JSON files leave out values that equal the defaults of the reference's config classes (transformers 5.23).
+`VisionConfig`, `ConnectorConfig`, `TextConfig` and `ModelConfig` have the same defaults. The defaults of `TilingConfig`
+are SmolVLM-256M's.
 """
 
 import dataclasses
@@ -10,7 +13,7 @@ from typing import Any
 from multipatch_jax.arguments import require_positive
 
 RESAMPLERS = ("pillow", "pillow12", "torchvision")
-FILTERS = {1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's codes, as in preprocessor_config.json
+FILTERS = {1: "lanczos", 2: "bilinear", 3: "bicubic"}  # keys: Pillow's codes, as in preprocessor_config.json
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -27,7 +30,11 @@ def _require_choice(config: Any, name: str, choices: tuple) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
-    """The SigLIP tower (`vision_config`)."""
+    """The SigLIP vision tower: fields of `vision_config` in config.json.
+
+    `image_size` (pixels) only sets how many positions are learned, `patches_per_side ** 2`. The side of a tile is
+    `TilingConfig.tile_size`.
+    """
 
     hidden_size: int = 1152
     intermediate_size: int = 3072
@@ -52,7 +59,7 @@ class VisionConfig:
 
     @property
     def patches_per_side(self) -> int:
-        """Side n of the grid of learned positions."""
+        """Patches along a side of the square grid of learned positions."""
         return self.image_size // self.patch_size
 
     @property
@@ -62,7 +69,12 @@ class VisionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ConnectorConfig:
-    """Pixel unshuffle by `scale_factor`, then one projection to the text model's width."""
+    """The connector: pixel unshuffle, then one linear projection to the width of the language model.
+
+    Attributes:
+      scale_factor: side of the square of neighbouring patches that become one visual token.
+      text_hidden_size: width of a visual token, which is that of the language model.
+    """
 
     scale_factor: int = 2
     text_hidden_size: int = 4096
@@ -73,18 +85,30 @@ class ConnectorConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TilingConfig:
-    """How an image becomes tiles (`preprocessor_config.json`, and two policies of ours).
+    """How an image becomes tiles.
+
+    An image is resized at most three times: resize 1 brings its longer side to `longest_edge`; resize 2 stretches both
+    sides to multiples of `tile_size`, and the result is cut into tiles; resize 3 squashes the whole picture into one
+    tile, which is the global tile, or the only one of an image that is not split. See `image.plan_tiles`.
+
+    `longest_edge`, `tile_size`, `do_resize`, `do_image_splitting` and `filter` come from preprocessor_config.json.
+    `resampler`, `global_tile`, `upscale` and `max_tiles` are our own; their defaults do what the reference does.
 
     Attributes:
-      longest_edge: pixels; resize 1 brings the longer side here.
-      tile_size: pixels; side M of a square tile.
-      tokens_per_tile: rows of visual tokens that one tile becomes.
-      do_resize: whether resize 1 happens. do_image_splitting: False squashes the image into one tile.
-      resampler: whose pixels, to the byte: "pillow" (Pillow 13), "pillow12" (all before) or "torchvision".
-      filter: "lanczos", "bicubic" or "bilinear".
-      global_tile: whether a split image is followed by the whole picture as one more tile.
-      upscale: False leaves images alone in resize 1 whose longer side is at most `longest_edge`.
-      max_tiles: lowers `longest_edge` by one `tile_size` at a time until the tiles, global one included, fit.
+      longest_edge: length of the longer side after resize 1, in pixels. Above 4096, that side becomes 4096.
+      tile_size: M, the side of a square tile, in pixels.
+      tokens_per_tile: T, the number of visual tokens that one tile becomes. `ModelConfig` checks that it agrees with
+        the patches of a tile and the connector's `scale_factor`.
+      do_resize: False leaves out resize 1.
+      do_image_splitting: False squashes the whole image into one tile, whatever its aspect ratio.
+      resampler: the library whose resized pixels are reproduced, byte for byte: "pillow" (Pillow 13), "pillow12" (all
+        earlier versions) or "torchvision".
+      filter: resampling filter: "lanczos", "bicubic" or "bilinear".
+      global_tile: whether an image that is split into several tiles gets the global tile after them.
+      upscale: False leaves out resize 1 for an image whose longer side is at most `longest_edge`. True enlarges such an
+        image, as the reference does.
+      max_tiles: most tiles of an image, global tile included. For an image with more tiles, `longest_edge` is lowered,
+        by `tile_size` at a time, until the limit is kept. None sets no limit.
     """
 
     longest_edge: int = 2048
@@ -112,7 +136,11 @@ class TilingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """The language model beside us (`text_config`, Llama): its shapes, carried for packing and round trips."""
+    """The language model, a Llama: fields of `text_config` in config.json.
+
+    This package does not run the language model. Its config gives the shapes that are needed to load, check and save
+    its params.
+    """
 
     hidden_size: int = 4096
     intermediate_size: int = 11008
@@ -134,19 +162,27 @@ class TextConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """One member of the family.
+    """A model of the SmolVLM / Idefics3 family, and how it is computed.
 
     Attributes:
-      vision, connector, tiling, text: its parts; `text` is None when nothing is known of the language model.
-      image_token_id: the `<image>` token whose places the visual tokens take.
+      vision, connector, tiling: configs of its parts.
+      text: config of its language model, or None if that is unknown or not wanted.
+      image_token_id: id of the `<image>` token. Visual tokens replace the embeddings of these tokens in the prompt.
       model_type: "idefics3" or "smolvlm", as in config.json.
-      embedding_size: width of the vectors of a ColIdefics3 retriever, None for a model that generates text.
-      dtype: computation dtype by name; None computes in the dtype of the params.
-      attention: "plain", "blocked" (CPU), "native" (CPU, float32: the whole encoder in compiled code of ours),
-        "pallas_tpu", "cudnn" (CUDA, 16 bits), or "auto" for what suits the backend.
-      precision: matmul precision of float32 computation; lower dtypes have but one, and the "native" encoder has only
-        the exact one.
-      remat: whether a backward pass makes a layer's activations again, rather than keep those of all layers.
+      embedding_size: R, the width of the vectors of a ColIdefics3 retriever. None for a model that generates text.
+      dtype: dtype of the computation: "float32", "bfloat16" or "float16". None computes in the dtype of the params.
+      attention: the attention kernel of the vision tower:
+        * "auto": chosen by backend and dtype.
+        * "plain": ordinary XLA operations, on any backend.
+        * "blocked": blocks of queries whose scores stay in cache, for CPUs.
+        * "native": our compiled code runs the whole encoder, on a CPU in float32. Tiles with a mask and gradients fall
+          back to "blocked".
+        * "pallas_tpu": our Pallas kernel for TPUs.
+        * "cudnn": cuDNN's kernel, on a CUDA GPU in a 16-bit dtype.
+      precision: precision of float32 matrix products, as in `jax.lax.Precision`: "default", "high" or "highest". It is
+        ignored for 16-bit dtypes, and by the "native" encoder, which is always exact.
+      remat: whether the backward pass recomputes the activations inside a layer. This takes less memory than keeping
+        them for all layers, and more time.
     """
 
     vision: VisionConfig
@@ -172,8 +208,8 @@ class ModelConfig:
         grid, scale = self.tiling.tile_size // self.vision.patch_size, self.connector.scale_factor
         if grid == 0 or grid % scale:
             raise ValueError(
-                f"A tile of {self.tiling.tile_size} pixels has {grid} patches of {self.vision.patch_size} a side, "
-                f"which must be a positive multiple of the connector's scale_factor {scale}."
+                f"A tile of {self.tiling.tile_size} pixels a side has {grid} patches of {self.vision.patch_size} "
+                f"pixels along a side, which must be a positive multiple of the connector's scale_factor {scale}."
             )
         if self.tiling.tokens_per_tile != (grid // scale) ** 2:
             raise ValueError(
@@ -188,7 +224,11 @@ class ModelConfig:
 
 
 def config_from_dict(raw: dict[str, Any]) -> ModelConfig:
-    """The inverse of `dataclasses.asdict`."""
+    """Build a `ModelConfig` from nested dicts: the inverse of `dataclasses.asdict`.
+
+    Raises:
+      ValueError: a field is unknown, missing or has a value that is not allowed.
+    """
     parts = {"vision": VisionConfig, "connector": ConnectorConfig, "tiling": TilingConfig, "text": TextConfig}
     fields: dict[str, Any] = dict(raw)
     try:

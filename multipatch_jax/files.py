@@ -1,4 +1,8 @@
-"""Reading JSON, and writing files and folders whole: under a temporary name first, renamed once all is written."""
+"""Read and write JSON, and write files and folders atomically.
+
+An atomic write goes to a temporary name in the same folder, and the finished file or folder is renamed at the end. So
+nobody ever sees a half-written one, even if the process is killed.
+"""
 
 import contextlib
 import json
@@ -11,10 +15,10 @@ from typing import Any
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
+    """Return the JSON object that a file holds.
 
     Raises:
-      ValueError: the file is not JSON; the error names it.
+      ValueError: the file is not valid JSON; the message names the file.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -23,16 +27,19 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes an object as indented JSON."""
+    """Write a JSON object, indented by two spaces, to `path`. This write is not atomic."""
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Gives an empty folder to fill, which gets the name `path` at the end of the block; deleted if the block fails.
+    """Create a folder atomically: `with new_folder(path) as folder:` gives an empty temporary folder to fill.
+
+    At the end of the block the temporary folder is renamed to `path`; if the block raises, it is deleted. Missing
+    parents of `path` are created.
 
     Raises:
-      FileExistsError: `path` exists.
+      FileExistsError: `path` exists already.
     """
     if path.exists():
         raise FileExistsError(f"{path} exists; delete it or choose another name.")
@@ -40,7 +47,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         yield temporary
-        temporary.chmod(0o755)  # mkdtemp makes folders that only their owner can read
+        temporary.chmod(0o755)  # mkdtemp makes folders that only the owner can read
         temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -48,23 +55,26 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """Gives a temporary file beside `path`, which takes its place at the end of the block; deleted if the block fails.
+    """Write or overwrite a file atomically: `with replace_file(path) as file:` gives the path of a temporary file.
+
+    The temporary file is empty and has the suffix of `path`. At the end of the block it is renamed to `path`, in place
+    of an older file; if the block raises, it is deleted and the older file stays.
 
     Raises:
-      FileNotFoundError: there is no folder to write into.
+      FileNotFoundError: the folder of `path` does not exist.
     """
     require_parent(path)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
     os.close(handle)
     try:
         yield Path(name)
-        Path(name).chmod(0o644)  # mkstemp makes files that only their owner can read
+        Path(name).chmod(0o644)  # mkstemp makes files that only the owner can read
         Path(name).replace(path)
     finally:
         Path(name).unlink(missing_ok=True)
 
 
 def require_parent(path: Path) -> None:
-    """Raises a FileNotFoundError unless the folder that a file is to be written into exists."""
+    """Check that the folder which `path` is to be written into exists; raise a FileNotFoundError otherwise."""
     if not path.parent.is_dir():
         raise FileNotFoundError(f"There is no folder {path.parent} to write {path.name} into.")

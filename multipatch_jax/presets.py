@@ -1,4 +1,9 @@
-"""The family by name. A checkpoint's own JSON files are always read; these serve where there is no checkpoint."""
+"""Configs of the published models, by name: `PRESETS`.
+
+They serve where no checkpoint is read: to plan tiles, to make fresh params, and as the default `config` of the `encode`
+functions. `from_pretrained` reads the config from the checkpoint's own JSON files, with one exception: the config.json
+of a SmolVLA policy only names the model that it started from, so the preset of that name is used.
+"""
 
 import dataclasses
 
@@ -84,7 +89,9 @@ PRESETS = {
     "colSmol-256M": dataclasses.replace(SMOLVLM_256M, embedding_size=128),
     "colSmol-500M": dataclasses.replace(SMOLVLM_500M, embedding_size=128),
 }
-UNVERIFIED = {  # fields of a preset that nobody here has seen in the published JSON, and where they come from
+# Values that were never compared with the model's published JSON files: preset -> fields, and after a colon the model
+# that the values were taken from instead.
+UNVERIFIED = {
     "SmolVLM-500M-Instruct": "all: inferred from SmolVLM2-500M",
     "SmolVLM-Instruct": "tiling, text.max_position_embeddings, text.pad_token_id",
     "SmolVLM2-2.2B-Instruct": "tiling, text.max_position_embeddings, text.pad_token_id",

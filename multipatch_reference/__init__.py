@@ -1,6 +1,7 @@
-"""The reference: transformers on one side, us on the other, for tests, notebooks, benchmarks and `convert/verify.py`.
+"""Build and run the reference, transformers' own model and image processor, and compare ours with it.
 
-Needs torch and transformers (the `test` extra), so nothing in `multipatch_jax` imports it.
+Tests, notebooks, benchmarks and `convert/verify.py` use this package. It needs torch and transformers (the `test`
+extra), so nothing in `multipatch_jax` imports it.
 """
 
 from multipatch_reference.model import (

@@ -1,4 +1,4 @@
-"""transformers' own model and image processor, of our configs."""
+"""Build transformers' own model and image processor from our configs, and run the model."""
 
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,16 @@ from multipatch_jax.config import ModelConfig
 
 
 def hf_config(config: ModelConfig) -> Any:
-    """The reference's config of ours."""
+    """Convert our config to the reference's."""
     top, _ = config_to_hf(config)
     return AutoConfig.for_model(**top)
 
 
 def randomize(model: torch.nn.Module, seed: int) -> None:
-    """Every tensor drawn anew, biases and norm gains too, with the few large channels that trained towers have."""
+    """Overwrite every parameter in place with random values, biases and norm gains too.
+
+    About one channel in 128 of each norm's gain is made 6 times as large, as trained towers have a few such channels.
+    """
     rng = np.random.default_rng(seed)
     with torch.no_grad():
         for name, tensor in model.named_parameters():
@@ -37,11 +40,11 @@ def randomize(model: torch.nn.Module, seed: int) -> None:
 
 
 def reference_model(config: ModelConfig, seed: int = 0) -> Any:
-    """The reference model of `config`'s shapes, in float32, every tensor randomised."""
+    """Return the reference model with `config`'s shapes, in float32, every parameter set by `randomize`."""
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(hf_config(config))
     model.to_empty(device="cpu")
-    for module in model.modules():  # rotary tables are not parameters
+    for module in model.modules():  # rotary tables are buffers: to_empty leaves them undefined, randomize skips them
         if hasattr(module, "original_inv_freq"):
             module.inv_freq, _ = module.compute_default_rope_parameters(module.config, device="cpu")
             module.original_inv_freq = module.inv_freq
@@ -50,7 +53,7 @@ def reference_model(config: ModelConfig, seed: int = 0) -> Any:
 
 
 def image_processor(config: ModelConfig) -> Idefics3ImageProcessorPil:
-    """The reference's image processor for `config`, with its PIL backend."""
+    """Return the reference's image processor for `config`, with the PIL backend."""
     tiling = config.tiling
     return Idefics3ImageProcessorPil(
         size={"longest_edge": tiling.longest_edge},
@@ -62,7 +65,7 @@ def image_processor(config: ModelConfig) -> Idefics3ImageProcessorPil:
 
 
 def save_checkpoint(model: Any, config: ModelConfig, folder: Path) -> Path:
-    """The folder that transformers writes of this model and its image processor."""
+    """Write the model and its image processor to `folder`, as transformers does, and return `folder`."""
     model.save_pretrained(folder)
     image_processor(config).save_pretrained(folder)
     return folder
@@ -72,7 +75,16 @@ def save_checkpoint(model: Any, config: ModelConfig, folder: Path) -> Path:
 def image_features(
     model: Any, pixel_values: np.ndarray, mask: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(tower features, visual tokens) of normalised (N, M, M, 3) tiles, computed in the model's dtype."""
+    """Return (tower features, visual tokens) of normalised tiles.
+
+    Args:
+      model: from `reference_model`; it computes in its own dtype.
+      pixel_values: (N, M, M, 3), about -1 to 1.
+      mask: (N, M, M), True for real pixels; None when all are real.
+
+    Returns:
+      float64 arrays: features (N, P, C) after the tower's last norm, and tokens (N, T, D).
+    """
     pixels = torch.from_numpy(np.moveaxis(pixel_values, -1, -3).copy())[None].to(model.dtype)
     output = model.model.get_image_features(pixels, None if mask is None else torch.from_numpy(mask)[None])
     tokens = output.pooler_output[0].double().numpy()

@@ -1,4 +1,4 @@
-"""One checkpoint through the reference and through us, stage by stage, so that the first wrong stage names itself."""
+"""Compare the reference and our computation on one checkpoint, stage by stage, to find the first stage that differs."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -16,11 +16,11 @@ from multipatch_jax.image import normalize
 from multipatch_jax.nn import siglip
 from multipatch_reference.model import image_processor, reference_model, save_checkpoint
 
-LIMIT = 1e-4  # relative norm; two right float32 programs differ by 1e-6 to 1e-5
+LIMIT = 1e-4  # of `distance`; two correct float32 programs differ by 1e-6 to 1e-5
 
 
 def distance(ours: Any, reference: Any) -> float:
-    """|ours - reference| / |reference|, in float64.
+    """Return |ours - reference| / |reference| with Euclidean norms over all elements, computed in float64.
 
     Raises:
       ValueError: the shapes differ.
@@ -32,7 +32,13 @@ def distance(ours: Any, reference: Any) -> float:
 
 
 def random_checkpoint(name: str, folder: Path) -> Path:
-    """A checkpoint of a preset's tower and connector, random, beside a language model of one layer."""
+    """Write a checkpoint with random weights of a preset's shapes to `folder`, and return `folder`.
+
+    The vision tower and connector are as in the preset; the language model has one layer.
+
+    Args:
+      name: a key of `mp.PRESETS`.
+    """
     config = mp.PRESETS[name]
     assert config.text is not None
     text = dataclasses.replace(config.text, num_hidden_layers=1)
@@ -41,7 +47,24 @@ def random_checkpoint(name: str, folder: Path) -> Path:
 
 
 def stages(folder: Path, image: np.ndarray) -> Iterator[tuple[str, float]]:
-    """Yields (stage, distance) in the order of the computation; each goes on from its own last stage."""
+    """Yield (stage, distance from the reference) for one image, in the order of the computation.
+
+    Both sides compute in float32, and neither takes a result of the other: each starts from the image, and each layer
+    takes its own side's output of the layer before.
+
+    | stage | compared | tiles |
+    |---|---|---|
+    | geometry | rows, columns and number of tiles | |
+    | pixels | normalised tiles; inf if their shapes differ | all |
+    | embeddings | patch embeddings with positions | last |
+    | layer 0, layer 1, ... | output of each encoder layer | last |
+    | tower | `mp.vision_features` of the normalised tile | last |
+    | connector | `mp.encode_tiles` of the uint8 tile | last |
+
+    Args:
+      folder: a checkpoint that both transformers and `mp.from_pretrained` load.
+      image: uint8 (H, W, 3).
+    """
     config, params = mp.from_pretrained(folder, dtype="float32")
     config = resolve_config(config, params)
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
@@ -67,7 +90,7 @@ def stages(folder: Path, image: np.ndarray) -> Iterator[tuple[str, float]]:
     remember("embeddings", tower.embeddings)
     for index, layer in enumerate(tower.encoder.layers):
         remember(f"layer {index}", layer)
-    with torch.no_grad():  # the global tile, which is the last, will do from here on
+    with torch.no_grad():  # from here on the last tile is enough: the global one, if the image is split
         output = model.model.get_image_features(torch.from_numpy(pixels[-1:]).moveaxis(-1, 1)[None])
 
     ours = params["vision_model"]

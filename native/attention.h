@@ -1,4 +1,7 @@
-// softmax(q k^T / sqrt(d)) v of one tile's patches, a block of queries and a block of keys at a time.
+// softmax(q k^T / sqrt(d)) v over the patches of one image tile, for a block of queries and a block of keys at a time.
+//
+// The softmax is computed online: a query's sums are kept relative to its largest score so far (`Row::top`), and are
+// scaled when a later block of keys has a much larger one.
 #pragma once
 
 #include <cmath>
@@ -9,22 +12,23 @@
 
 namespace multipatch {
 
-// Queries and keys of a block, whose scores stay in L1: weights are multiplied by the values of one block of keys at a
-// time, so it has no more than kDepth of them, and it is whole tiles, as packed keys are.
+// Queries and keys of a block, whose scores stay in L1. The product of weights and values sums over a block's keys, so
+// there are at most kDepth of them. Their number is a multiple of kColumns, because packed keys are panels of kColumns.
 constexpr int64_t kQueries = kRowBlock, kKeys = kDepth / kColumns * kColumns;
 
 struct Attention {
   int64_t patches, heads, width;
 
-  int64_t keys_size() const { return RoundUp(patches, kLanes) * width; }  // of a head, packed
+  int64_t keys_size() const { return RoundUp(patches, kLanes) * width; }  // packed, of one head
   int64_t values_size() const { return patches * RoundUp(width, kLanes); }
   int64_t worker_size() const { return keys_size() + values_size() + kQueries * (Stride(kKeys) + Stride(width)); }
 
-  // q, k, v and out: (patches, heads * width) with rows `ld` apart, and `ld_out`. scratch: worker_size() numbers of
-  // each worker.
+  // q, k, v and out are (patches, heads * width), with rows `ld` and for out `ld_out` numbers apart. `scratch` has
+  // worker_size() numbers for each worker.
   void Run(const float* q, const float* k, const float* v, int64_t ld, float* out, int64_t ld_out, float* scratch,
            Workers& workers) const {
-    // With many threads queries are shared out too, at the price of packing a head's keys and values more than once.
+    // A task is one head, or with many threads a part of a head's queries. Each part packs the keys and values of the
+    // head again.
     const int64_t blocks = Count(patches, kQueries), parts = std::min(Count(4 * workers.count(), heads), blocks);
     workers.Run(heads * parts, [&](int64_t task, int64_t worker) {
       const int64_t column = task / parts * width, part = task % parts;
@@ -42,7 +46,7 @@ struct Attention {
   }
 
  private:
-  // k^T as Pack would leave it.
+  // Packs the keys of one head: the result is that of Pack for k^T.
   void PackKeys(const float* k, int64_t ld, float* out) const {
     for (int64_t j = 0; j < patches; j += kColumns) {
       const int64_t columns = PanelVectors(patches - j) * kLanes;
@@ -55,6 +59,7 @@ struct Attention {
     }
   }
 
+  // One block of queries against all keys of a head.
   void Block(const float* q, int64_t ld, int64_t queries, const float* keys, const float* values, float* out,
              int64_t ld_out, float* scratch) const {
     const int64_t ld_scores = Stride(kKeys), ld_sums = Stride(width);
@@ -74,13 +79,14 @@ struct Attention {
     }
   }
 
-  // Of one query over the keys so far: the exponent that weights are relative to, and their sum.
+  // The state of one query after the keys so far.
   struct Row {
-    float top;
-    Vec total;
+    float top;  // the exponent that is subtracted from those of all weights
+    Vec total;  // the sum of the weights, not yet added up over the lanes
   };
 
-  // Scores of one query to weights 2^(score log2(e) / sqrt(d) - top), in place.
+  // Replaces the scores of one query by weights 2^(score log2(e) / sqrt(d) - top) and adds them to row.total. `first`
+  // tells the first block of keys. `sums` are the weighted values so far; they are scaled when row.top is raised.
   void Weigh(float* scores, int64_t count, Row& row, float* sums, bool first) const {
     const float scale = 1.4426950409f / std::sqrt(static_cast<float>(width));
     const int64_t padded = RoundUp(count, kColumns);
@@ -94,11 +100,12 @@ struct Attention {
     const float top = Max(largest[0]) * scale;
     if (first) {
       row = {top, Vec{}};
-    } else if (top > row.top + 8) {  // less does not overflow, and is not worth the work
+    } else if (top > row.top + 8) {  // with less, weights are at most 2^8, and scaling is not worth it
       const float factor = std::exp2(row.top - top);
       for (int64_t d = 0; d < width; d++) sums[d] *= factor;
       row = {top, row.total * factor};
     }
+    // Exp2 needs exponents of at least -126. NaN scores stay NaN: Max returns its second argument for them.
     const Vec least = Vec{} + (row.top - 126.0f) / scale;
     Vec total = {};
     for (int64_t i = 0; i < padded; i += kLanes) {

@@ -1,7 +1,7 @@
-// The SigLIP encoder in float32 as one custom call of XLA on a CPU: all layers over the patches of one tile.
+// The SigLIP encoder in float32 as one custom call of XLA on a CPU: all layers over the patches of one image tile.
 //
-// The same mathematics as `multipatch_jax.vision.Encoder`, which names the parameters. Built once for every set of
-// instructions (setup.py); `multipatch_jax.native` picks the best that the machine has.
+// It computes what `multipatch_jax.nn.siglip.Encoder` does, and its parameters have the names that they have there.
+// setup.py builds it once for each instruction set; `multipatch_jax.nn.native` picks the best build for the CPU.
 
 #include <cmath>
 #include <cstdint>
@@ -21,10 +21,10 @@ namespace {
 namespace ffi = xla::ffi;
 using Array = ffi::Buffer<ffi::F32>;
 
-constexpr int64_t kColumnBlock = 384;  // columns of a task, and
-constexpr int64_t kPartRows = 120;     // its fewest rows, or so: with fewer, packing the columns would cost too much
+constexpr int64_t kColumnBlock = 384;  // most columns of a task of Apply
+constexpr int64_t kPartRows = 120;     // about the fewest rows of a task; with fewer, packing costs too much
 
-// (x - mean) / sqrt(variance + epsilon) * gain + bias of one row.
+// (x - mean) / sqrt(variance + epsilon) * gain + bias, for one row.
 void LayerNorm(const float* x, const float* gain, const float* bias, int64_t width, float epsilon, float* out) {
   const int64_t whole = width / kLanes * kLanes;
   Vec sums = {};
@@ -46,23 +46,26 @@ void LayerNorm(const float* x, const float* gain, const float* bias, int64_t wid
   for (int64_t i = whole; i < width; i++) out[i] = (x[i] - mean) * (gain[i] * inverse) + bias[i];
 }
 
-// The tanh form, x * sigmoid(2 sqrt(2 / pi) (x + 0.044715 x^3)), with the exponent of 2 in place of e's.
+// GELU in its tanh approximation, which equals x * sigmoid(2 sqrt(2 / pi) (x + 0.044715 x^3)). The exponential in the
+// sigmoid is computed as a power of 2.
 Vec Gelu(Vec x) {
   constexpr float scale = -2.0 * 0.7978845608028654 * 1.4426950408889634;
   const Vec exponent = x * (x * x * (0.044715f * scale) + scale);
   return x / (1.0f + Exp2(Min(Max(exponent, Vec{} - 126.0f), Vec{} + 126.0f)));
 }
 
-// What is done to sums that are complete: bias, and then nothing, GELU, or the addition to the residual.
+// What happens to a finished product once the bias is added: nothing, GELU, or the addition to the residual.
 enum class Then { kNothing, kGelu, kAdd };
 
+// Adds the bias to a tile of finished sums and does what `then` says. With kAdd the result goes to `residual`; in the
+// other cases it replaces the sums.
 template <Then then>
 void Finish(float* sums, int64_t ld, const float* bias, float* residual, int64_t rows, int64_t columns) {
   float padded[kColumns] = {};
   for (int64_t j = 0; j < columns; j++) padded[j] = bias[j];
   for (int64_t i = 0; i < rows; i++) {
-    if (then == Then::kAdd) __builtin_prefetch(residual + (i + kRows) * ld, 1);  // of the next tile
-    for (int64_t j = 0; j < columns; j += kLanes) {  // scratch has room for whole vectors
+    if (then == Then::kAdd) __builtin_prefetch(residual + (i + kRows) * ld, 1);  // for the next tile
+    for (int64_t j = 0; j < columns; j += kLanes) {  // rows have room for whole vectors
       const Vec x = Load(sums + i * ld + j) + Load(padded + j);
       if (then == Then::kNothing) Store(sums + i * ld + j, x);
       if (then == Then::kGelu) Store(sums + i * ld + j, Gelu(x));
@@ -73,16 +76,17 @@ void Finish(float* sums, int64_t ld, const float* bias, float* residual, int64_t
 
 struct Dense {
   const float *kernel, *bias;  // (depth, columns), (columns)
-  float *out, *residual;       // rows `ld_out` apart, both
+  float *out, *residual;       // both with rows `ld_out` numbers apart
 };
 
-// Dense layers of one input, in blocks of columns.
+// Applies several dense layers of one shape, (depth, columns), to the same input x, (rows, depth).
 template <Then then>
 void Apply(const float* x, int64_t ldx, std::initializer_list<Dense> layers, int64_t rows, int64_t depth,
            int64_t columns, int64_t ld_out, float* scratch, Workers& workers) {
   const int64_t blocks = Count(columns, kColumnBlock);
   const int64_t count = blocks * layers.size();
-  // With many threads rows are shared out too, at the price of packing a block of columns more than once.
+  // A task is one block of columns of one layer, or with many threads a part of its rows. Each part packs the kernel's
+  // block again.
   const int64_t parts = std::min(Count(2 * workers.count(), count), Count(rows, kPartRows));
   const int64_t part = RoundUp(Count(rows, parts), kRows);
   workers.Run(count * parts, [&](int64_t task, int64_t worker) {
@@ -173,12 +177,12 @@ ffi::Error Encode(ffi::ThreadPool pool, Array x, Array norm1_gain, Array norm1_b
 }  // namespace
 }  // namespace multipatch
 
-#pragma GCC visibility push(default)  // what Python looks up
+#pragma GCC visibility push(default)  // the two symbols that Python looks up
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(MultipatchEncoder, multipatch::Encode,
                               xla::ffi::Ffi::Bind()
                                   .Ctx<xla::ffi::ThreadPool>()
-                                  .Arg<multipatch::Array>()  // x (patches, width), and then all layers' parameters:
+                                  .Arg<multipatch::Array>()  // x (patches, width), then parameters of all layers:
                                   .Arg<multipatch::Array>()  // layer_norm1
                                   .Arg<multipatch::Array>()
                                   .Arg<multipatch::Array>()  // q_proj
@@ -199,7 +203,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(MultipatchEncoder, multipatch::Encode,
                                   .Attr<int64_t>("heads")
                                   .Attr<float>("epsilon"));
 
-// Whether this machine has the instructions that this library was built with.
+// Whether this CPU has the instructions that this library was built with.
 extern "C" int MultipatchSupported() {
 #if defined(__AVX512F__)
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&

@@ -1,4 +1,7 @@
-// Products of row-major matrices, one tile of sums in registers at a time.
+// Products of row-major matrices, computed in tiles: small blocks of the result whose sums stay in registers.
+//
+// In all of native/ "tile" means such a block, whose size is in simd.h; a tile of an image is called an image tile.
+// `ld`, `lda`, `ldw` and so on are distances from one row of a matrix to the next, in numbers.
 #pragma once
 
 #include <algorithm>
@@ -10,23 +13,25 @@
 
 namespace multipatch {
 
-// Terms summed in one go. One accumulator over K terms drifts with sqrt(K); with blocks of 256, whose sums are added
-// up, a whole tower is as far from float64 as the reference.
+// Most terms that one accumulator sums. Its error grows with the square root of their number. With blocks of 256 terms,
+// whose sums are then added up, a whole tower is as far from float64 as the reference.
 constexpr int64_t kDepth = 256;
 constexpr int64_t kRowBlock = 24;  // rows of the left side that stay in L1 while the columns stream by from L2
-constexpr int64_t kAhead = 8;      // rows of the right side that are fetched before they are packed
+constexpr int64_t kAhead = 8;      // how many rows ahead of packing the right side is prefetched
 
-constexpr int64_t Count(int64_t n, int64_t of) { return (n + of - 1) / of; }  // blocks, the last of them maybe smaller
+// The number of blocks of size `of` that cover n; the last block may be smaller.
+constexpr int64_t Count(int64_t n, int64_t of) { return (n + of - 1) / of; }
 constexpr int64_t RoundUp(int64_t n, int64_t to) { return Count(n, to) * to; }
 
-// Between rows of scratch that hold `n` numbers: room for whole tiles, and never a multiple of 4096 bytes, which would
-// put one column of all rows into one set of the cache.
+// The distance between rows of scratch memory that hold `n` numbers. A row has room for whole tiles. The distance is
+// never a multiple of 4096 bytes, because then a column of all rows would fall into one set of the cache.
 inline int64_t Stride(int64_t n) {
   const int64_t stride = RoundUp(n, kColumns) + 16;
   return stride % 1024 ? stride : stride + 16;
 }
 
-// c (kRows x kVectors vectors) = or += a b, b packed: `depth` rows of V vectors each.
+// Computes one tile: c = a b, or c += a b where `add`. c has R rows of V vectors, a has R rows of `depth` numbers. b is
+// packed: `depth` rows of V vectors, one right after another.
 template <int R, int V>
 void Tile(const float* a, int64_t lda, const float* b, int64_t depth, float* c, int64_t ldc, bool add) {
   Vec sums[R][V];
@@ -38,7 +43,7 @@ void Tile(const float* a, int64_t lda, const float* b, int64_t depth, float* c, 
       __builtin_prefetch(c + i * ldc + j * kLanes, 1);
     }
   }
-  constexpr int kGroups = (R + 2) / 3;  // a register for every three rows, as x86 adds 0, 1 and 2 strides for free
+  constexpr int kGroups = (R + 2) / 3;  // a pointer for every three rows: x86 adds 0, 1 or 2 times lda for free
   const float* rows[kGroups];
   for (int g = 0; g < kGroups; g++) rows[g] = a + 3 * g * lda;
 #pragma GCC unroll 4
@@ -65,7 +70,7 @@ void Tile(const float* a, int64_t lda, const float* b, int64_t depth, float* c, 
 
 using TileFunction = void (*)(const float*, int64_t, const float*, int64_t, float*, int64_t, bool);
 
-// Tiles at the border are smaller: kTiles[rows - 1][vectors - 1].
+// Tiles at the border of a matrix are smaller, so there is a function for every size: kTiles[rows - 1][vectors - 1].
 template <int R, int... V>
 constexpr std::array<TileFunction, kVectors> TilesOfRows(std::integer_sequence<int, V...>) {
   return {Tile<R, V + 1>...};
@@ -76,10 +81,12 @@ constexpr std::array<std::array<TileFunction, kVectors>, kRows> AllTiles(std::in
 }
 inline constexpr auto kTiles = AllTiles(std::make_integer_sequence<int, kRows>());
 
-// Vectors of the panel that starts `left` columns before the end.
+// The width in vectors of the panel (see Pack) that starts `left` columns before the last one ends.
 inline int64_t PanelVectors(int64_t left) { return std::min<int64_t>(kVectors, Count(left, kLanes)); }
 
-// `depth` rows of w's `columns`, panel after panel of kColumns; what is beyond the last column is zeros.
+// Copies a matrix w of `depth` rows and `columns` columns into panels of kColumns columns. Panels lie one after
+// another, and so do the rows of a panel. The last panel may be narrower: as many vectors as its columns need, filled
+// up with zeros.
 inline void Pack(const float* w, int64_t ldw, int64_t depth, int64_t columns, float* out) {
   const int64_t whole = columns / kColumns * kColumns, width = PanelVectors(columns - whole) * kLanes;
   for (int64_t k = 0; k < depth; k++, w += ldw) {
@@ -92,7 +99,8 @@ inline void Pack(const float* w, int64_t ldw, int64_t depth, int64_t columns, fl
   }
 }
 
-// Lines of a block of a matrix, brought to L2 a few at a time while something else is computed.
+// Prefetches a block of a matrix into L2 while something else is computed. Each Step() fetches a few cache lines, so
+// that `steps` calls fetch the whole block.
 class Ahead {
  public:
   Ahead(const float* block, int64_t ld, int64_t rows, int64_t columns, int64_t steps)
@@ -114,8 +122,8 @@ class Ahead {
   int64_t ld_, columns_, lines_, at_ = 0;
 };
 
-// c (rows x columns) = or += a (rows x depth) b, with b as Pack leaves it. After each tile, done(row, column, rows,
-// columns) may finish it while it is in L1.
+// Computes c = a b, or c += a b where `add`, for c (rows x columns), a (rows x depth) and b as Pack leaves it. It calls
+// done(row, column, rows, columns) after each tile, which can work on the tile while it is in L1.
 template <typename Done>
 void Multiply(const float* a, int64_t lda, const float* packed, int64_t rows, int64_t depth, int64_t columns, float* c,
               int64_t ldc, bool add, Done done) {

@@ -1,4 +1,4 @@
-// Scratch memory.
+// Scratch memory of the encoder.
 #pragma once
 
 #include <cstdint>
@@ -9,14 +9,14 @@
 
 namespace multipatch {
 
-// Numbers in pages of 2 MB where Linux gives them: rows of a matrix are far apart, and small pages are too many to look
-// up at once.
+// An array of float32 numbers, freed with this object. It lies in pages of 2 MB where Linux grants them: the rows of a
+// matrix are far apart, and with small pages they would be more pages than the TLB holds.
 class Memory {
  public:
   explicit Memory(int64_t numbers) {
     constexpr size_t kPage = 1 << 21;
     const size_t bytes = (numbers * sizeof(float) + kPage - 1) / kPage * kPage;
-    void* data = nullptr;  // as it stays where there is no memory
+    void* data = nullptr;  // stays null if there is not enough memory
     if (posix_memalign(&data, kPage, bytes)) data = nullptr;
     data_ = static_cast<float*>(data);
 #if defined(__linux__)

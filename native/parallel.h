@@ -1,4 +1,4 @@
-// Tasks shared out over XLA's own threads, so that no second pool of threads competes with them.
+// Runs tasks on XLA's own threads, so that no second pool of threads competes with them.
 #pragma once
 
 #include <algorithm>
@@ -17,8 +17,9 @@ class Workers {
 
   int64_t count() const { return count_; }
 
-  // work(task, worker) for every task, worker < count(). The caller works too, and waits for tasks that were begun
-  // rather than for threads that may be busy elsewhere: one that comes late finds nothing left.
+  // Calls work(task, worker) once for every task. Each thread that takes part has its own worker number, which is below
+  // count(). The calling thread takes part too. It waits until all tasks are done, not until all threads have come: a
+  // thread that was busy elsewhere and comes late finds no task left, and touches nothing but `state`.
   template <typename Work>
   void Run(int64_t tasks, const Work& work) {
     auto state = std::make_shared<State>();

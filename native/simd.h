@@ -1,4 +1,4 @@
-// Vectors of float32 in GCC's and Clang's own extension, as wide as the target's registers.
+// Vectors of float32 that are as wide as the target's registers, by the vector extension of GCC and Clang.
 #pragma once
 
 #include <cstdint>
@@ -9,8 +9,8 @@
 
 namespace multipatch {
 
-// A tile of a product is kRows x (kVectors * kLanes) sums in registers, with one vector for each of kVectors columns
-// and one for the row's number beside them.
+// A tile of a matrix product has kRows rows of kVectors vectors of kLanes sums, all in registers. Beside the sums there
+// must be registers for kVectors vectors of the right side and for one number of the left side, copied to all lanes.
 #if defined(__AVX512F__)
 constexpr int kLanes = 16, kRows = 12, kVectors = 2;  // of 32 registers
 #elif defined(__AVX2__)
@@ -29,8 +29,8 @@ typedef int32_t IntVec __attribute__((vector_size(4 * kLanes)));
 inline Vec Load(const float* p) { return *reinterpret_cast<const UnalignedVec*>(p); }
 inline void Store(float* p, Vec v) { *reinterpret_cast<UnalignedVec*>(p) = v; }
 
-// Of each lane the greater or lesser number, or b's where one of the two is NaN. Compilers do not see that their own
-// comparison with a constant is this one instruction.
+// The greater or the lesser number of each lane, or b's where one of the two is NaN. That is one instruction of x86,
+// but compilers do not use it for a comparison with a constant, hence the intrinsics.
 #if defined(__AVX512F__)
 inline Vec Max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
 inline Vec Min(Vec a, Vec b) { return _mm512_min_ps(a, b); }
@@ -54,10 +54,10 @@ inline float Sum(Vec v) {
   return sum;
 }
 
-// 2^x within 2 units in the last place for x in [-126, 127]; nothing of use outside, but NaN for NaN. 2^n 2^r with
-// |r| <= 1/2, and Cephes' polynomial of exp2f for 2^r.
+// 2^x for x in [-126, 127], within 2 units in the last place. The result for NaN is NaN; for other x it is meaningless.
+// It is 2^n 2^r with an integer n and |r| <= 1/2; the polynomial for 2^r is that of exp2f in Cephes.
 inline Vec Exp2(Vec x) {
-  const float magic = 12582912.0f + 127;  // 1.5 * 2^23: what is added to it is rounded to an integer in its low bits
+  const float magic = 12582912.0f + 127;  // a sum with 1.5 * 2^23 has the rounded x in its low bits
   const Vec shifted = x + magic;
   const Vec r = x - (shifted - magic);
   Vec p = r * 1.535336188319500e-4f + 1.339887440266574e-3f;
@@ -68,7 +68,7 @@ inline Vec Exp2(Vec x) {
   p = p * r + 1.0f;
   IntVec bits;
   std::memcpy(&bits, &shifted, sizeof bits);
-  bits <<= 23;  // n + 127 in the exponent's place
+  bits <<= 23;  // moves n + 127 to the bits of the exponent
   Vec power;
   std::memcpy(&power, &bits, sizeof power);
   return p * power;

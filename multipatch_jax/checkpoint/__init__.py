@@ -1,4 +1,8 @@
-"""Models on disk: Hugging Face's folders and hub, and folders of our own; read and written strictly."""
+"""Load and save models: Hugging Face folders and hub ids, and the folders that `save_pretrained` writes.
+
+Loading is strict: an unknown config key, or a tensor that is missing, unexpected or of another shape, is an error, and
+then nothing is loaded.
+"""
 
 from multipatch_jax.checkpoint.hf_config import config_from_hf, config_to_hf, read_hf_config
 from multipatch_jax.checkpoint.hf_folder import CheckpointError

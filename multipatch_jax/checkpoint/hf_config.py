@@ -1,8 +1,12 @@
-"""A Hugging Face folder's config.json and preprocessor_config.json -> `ModelConfig`, strictly.
+"""Convert a Hugging Face folder's config.json and preprocessor_config.json to a `ModelConfig`, and back.
 
-A key is read, fixed (only this value is supported), or ignored (it says nothing about what we compute); anything else
-is an error, because a key that we don't know may change the tokens. What sparse files leave out is filled from the
-reference's class defaults (transformers 5.23).
+Each key of the two files falls into one of four groups:
+  read: its value goes into the `ModelConfig`.
+  fixed: only one value is supported; another value is an error.
+  ignored: it does not affect what we compute.
+  unknown: an error unless its value is null, because a key that we do not know may change the visual tokens.
+
+A key that is absent or null takes the reference's class default (transformers 5.23).
 """
 
 import dataclasses
@@ -13,7 +17,8 @@ from multipatch_jax.config import FILTERS, ConnectorConfig, ModelConfig, TextCon
 from multipatch_jax.files import read_json
 from multipatch_jax.presets import PRESETS
 
-# What transformers 4 wrote of every config, nested ones too: bookkeeping and the defaults of text generation.
+# Ignored in every section. transformers 4 wrote these keys into all configs, nested ones too: bookkeeping, and defaults
+# of text generation.
 _EVERYWHERE = """_attn_implementation_autoset _flash_attn_2_enabled _name_or_path add_cross_attention architectures
     attention_dropout bad_words_ids begin_suppress_tokens bos_token_id chunk_size_feed_forward
     cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample dtype early_stopping
@@ -45,7 +50,14 @@ _FIXED = {
 
 
 def _read_section(raw: Any, where: str, known: set[str]) -> dict[str, Any]:
-    """The known keys of one JSON object; every other key must be fixed, ignored or null."""
+    """Return the `known` keys of one JSON object, without those whose value is null.
+
+    Args:
+      where: the section's name, a key of `_IGNORED`; errors quote it.
+
+    Raises:
+      ValueError: `raw` is not an object, a fixed key has another value, or a key is unknown and not null.
+    """
     if not isinstance(raw, dict):
         raise ValueError(f"{where} must be a JSON object, got {type(raw).__name__}.")
     fixed = _FIXED.get(where, {})
@@ -74,10 +86,14 @@ def _longest_edge(section: dict[str, Any], key: str, default: int) -> int:
 
 
 def config_from_hf(config: dict[str, Any], preprocessor: dict[str, Any]) -> ModelConfig:
-    """The `ModelConfig` that a checkpoint's config.json and preprocessor_config.json describe.
+    """Return the `ModelConfig` that a checkpoint's two JSON files describe.
+
+    Args:
+      config: the content of config.json.
+      preprocessor: the content of preprocessor_config.json.
 
     Raises:
-      ValueError: a key is unknown, or a value is not one that we compute.
+      ValueError: a key is unknown, or its value is not supported.
     """
     top = _read_section(
         config,
@@ -89,12 +105,14 @@ def config_from_hf(config: dict[str, Any], preprocessor: dict[str, Any]) -> Mode
     vision = VisionConfig(
         **_read_section(top.get("vision_config", {}), "config.json: vision_config", _fields(VisionConfig))
     )
+    # The reference's eps is 1e-5 without a text_config, and Llama's default 1e-6 in a text_config that leaves it out.
     text_json = top.get("text_config", {"rms_norm_eps": 1e-5})
     text = _read_section(text_json, "config.json: text_config", _fields(TextConfig))
     text.setdefault("num_key_value_heads", text.get("num_attention_heads", 32))
     text.setdefault("head_dim", text.get("hidden_size", 4096) // text.get("num_attention_heads", 32))
+    # transformers 5 moved rope_theta into rope_parameters.
     text.setdefault("rope_theta", (text_json.get("rope_parameters") or {}).get("rope_theta", 10000.0))
-    text["tie_word_embeddings"] = top.get("tie_word_embeddings", False)  # the top level decides (reference, v5)
+    text["tie_word_embeddings"] = top.get("tie_word_embeddings", False)  # transformers 5 reads only the top level
 
     image = _read_section(
         preprocessor,
@@ -124,7 +142,14 @@ def config_from_hf(config: dict[str, Any], preprocessor: dict[str, Any]) -> Mode
 
 
 def _smolvla(config: dict[str, Any]) -> ModelConfig:
-    """The tower inside a SmolVLA policy, whose config.json (LeRobot's) only names the model that it started from."""
+    """Return the config of the vision tower and connector inside a SmolVLA policy.
+
+    LeRobot's config.json of such a policy does not describe the model: it only names the checkpoint that training
+    started from (`vlm_model_name`), so that checkpoint's preset is used. `text` is None.
+
+    Raises:
+      ValueError: no preset has that name.
+    """
     name = str(config.get("vlm_model_name", "")).split("/")[-1]
     if name not in PRESETS:
         raise ValueError(f"config.json: vlm_model_name must be one of {', '.join(PRESETS)}, got {name!r}.")
@@ -132,10 +157,13 @@ def _smolvla(config: dict[str, Any]) -> ModelConfig:
 
 
 def config_to_hf(config: ModelConfig) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The config.json and preprocessor_config.json that describe `config`: the inverse of `config_from_hf`.
+    """Return (config.json, preprocessor_config.json) for `config`: the inverse of `config_from_hf`.
+
+    The fields that say how to compute (`dtype`, `attention`, `precision`, `remat`) are not written.
 
     Raises:
-      ValueError: the tiling has policies of ours, which those files cannot say.
+      ValueError: a tiling setting that only we have (`resampler`, `global_tile`, `upscale`, `max_tiles`) differs from
+        what the reference does, so the files cannot express it.
     """
     tiling, text = config.tiling, config.text
     ours = {"resampler": "pillow", "global_tile": True, "upscale": True, "max_tiles": None}
@@ -169,7 +197,15 @@ def config_to_hf(config: ModelConfig) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def read_hf_config(folder: Path) -> ModelConfig:
-    """`config_from_hf` of a folder; transformers 5 may keep the image processor inside processor_config.json."""
+    """Read the `ModelConfig` of a folder in Hugging Face's layout, or of a SmolVLA policy.
+
+    The image settings come from preprocessor_config.json. Without that file they come from processor_config.json, where
+    transformers 5 may nest them under "image_processor".
+
+    Raises:
+      FileNotFoundError: config.json is missing, or both of the files with image settings are.
+      ValueError: as in `config_from_hf`, or a file is not valid JSON.
+    """
     config = read_json(folder / "config.json")
     if config.get("type") == "smolvla":
         return _smolvla(config)

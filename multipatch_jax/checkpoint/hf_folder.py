@@ -1,4 +1,8 @@
-"""A folder in Hugging Face's layout: safetensors, one file or shards with an index, read and written strictly."""
+"""Read and write the weights of a folder in Hugging Face's layout: one safetensors file, or shards with an index.
+
+Reading is strict: everything that is missing, unexpected, or of another shape or dtype is listed in one error before
+any tensor is read.
+"""
 
 import json
 import shutil
@@ -18,16 +22,15 @@ from multipatch_jax.files import read_json, write_json
 from multipatch_jax.params import Tensor, check_parts, from_params, mismatch_report, tensors, to_params, unflatten
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16)}
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be loaded whole; nothing of it was loaded."""
+    """A checkpoint is damaged or incomplete, or does not fit the config or training run; nothing of it was loaded."""
 
 
 class _Stored(NamedTuple):
-    """One tensor in a file."""
+    """Where one tensor lies: its file, safetensors dtype ("F32"), shape, and offset in bytes from the file's start."""
 
     file: Path
     dtype: str
@@ -35,14 +38,23 @@ class _Stored(NamedTuple):
     offset: int
 
     def read(self) -> np.ndarray:
-        """A view of the file, mapped for this tensor alone: its pages go with it, so they never add up in memory."""
-        if 0 in self.shape:
+        """Return the tensor as a read-only memory map of its own.
+
+        The map's pages are released with the array, so reading tensor after tensor does not fill the memory.
+        """
+        if 0 in self.shape:  # an empty range cannot be mapped
             return np.empty(self.shape, DTYPES[self.dtype])
         return np.memmap(self.file, DTYPES[self.dtype], "r", self.offset, self.shape)
 
 
 def _index(folder: Path) -> dict[str, Path] | None:
-    """The file of each tensor, as the index says; None where one file holds all."""
+    """Return {stored tensor name: its file} from the index, or None if the folder has one file and no index.
+
+    Raises:
+      CheckpointError: the index has no weight map or points outside its folder, or all weights are pickled.
+      FileNotFoundError: the folder has no weights.
+      ValueError: the index is not valid JSON.
+    """
     if (folder / INDEX).is_file():
         weight_map = read_json(folder / INDEX).get("weight_map")
         if not isinstance(weight_map, dict):
@@ -70,14 +82,20 @@ def _wanted(config: ModelConfig, parts: Iterable[str]) -> dict[str, Tensor]:
 
 
 def needed_shards(folder: Path, config: ModelConfig, parts: Iterable[str]) -> list[Path]:
-    """The shards that hold something of `parts`, as the index says."""
+    """Return the shards that hold a tensor of `parts`, according to the index; none if the folder has no index."""
     index = _index(folder) or {}
     places, wanted = locate(index), _wanted(config, parts)
     return sorted({index[stored] for name in places.keys() & wanted.keys() for stored in places[name]})
 
 
 def _header(file: Path) -> dict[str, _Stored]:
-    """The tensors of one file, once the safetensors library has found it whole."""
+    """Return {stored name: place} for every tensor of a safetensors file, from its header alone.
+
+    The safetensors library opens the file first, and checks that header and file size agree.
+
+    Raises:
+      CheckpointError: the file is missing, truncated or damaged, or names a tensor twice.
+    """
     from safetensors import SafetensorError, safe_open
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -103,16 +121,26 @@ def _header(file: Path) -> dict[str, _Stored]:
 def load(
     folder: Path, config: ModelConfig, parts: Iterable[str], dtype: Any = None, progress: bool = False
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields (path, array) of each parameter in `parts`, after a check of all of them.
+    """Return an iterator over (path, array) of each parameter in `parts`.
+
+    All names, shapes and dtypes are checked by this call, before the iterator reads the first tensor. The iterator
+    warns of each tensor that holds NaN.
+
+    Args:
+      parts: some of `mp.params.PARTS`.
+      dtype: dtype of the arrays; None keeps the file's.
+      progress: whether to show a bar that counts tensors.
 
     Raises:
-      FileNotFoundError, CheckpointError: before anything is yielded.
+      FileNotFoundError: the folder has no weights.
+      CheckpointError: a file is damaged, or the files do not hold what `config` asks for.
+      ValueError: `parts` are unknown, or the index is not valid JSON.
     """
     wanted, index = _wanted(config, parts), _index(folder)
     files = [folder / WEIGHTS] if index is None else needed_shards(folder, config, parts)
     stored = {name: tensor for file in files for name, tensor in _header(file).items()}
     places = locate(index or stored)
-    if config.text is None:  # a tower taken out of a larger model
+    if config.text is None:  # only the tower and connector are wanted (SmolVLA)
         places = {k: v for k, v in places.items() if not k.startswith(("model.text_model.", "lm_head."))}
     pieces = {name: [stored[n] for n in places[name] if n in stored] for name in wanted if name in places}
     _check(folder, config, wanted, places, pieces, dtype)
@@ -141,14 +169,21 @@ def _check(
     pieces: dict[str, list[_Stored]],
     dtype: Any,
 ) -> None:
-    """Everything that is wrong with the files, told in one error."""
+    """Raise one CheckpointError that lists everything wrong with the files.
+
+    Args:
+      wanted: today's tensor name -> the tensor that the config asks for.
+      places: today's tensor name -> the stored names that make it up (see `locate`).
+      pieces: today's name of each wanted tensor -> its stored tensors.
+      dtype: the dtype asked for; with None, all layers of one parameter must be stored in the same dtype.
+    """
     found: dict[str, tuple[int, ...]] = dict.fromkeys(places, ())
     dtypes: dict[str, set[str]] = {}
     report = []
     for name, parts in pieces.items():
         shapes = [part.shape for part in parts]
         if not shapes:
-            del found[name]  # the index promised what its file does not have
+            del found[name]  # the index lists it, its file lacks it
         elif len(shapes) == 1:
             found[name] = shapes[0]
         else:
@@ -167,16 +202,18 @@ def _check(
     text = "\n".join(line for line in (shapes, *report) if line)
     if text:
         raise CheckpointError(
-            f"{folder} does not hold what its config asks for (- missing, + unexpected, ~ other):\n{text}"
+            f"{folder} does not hold what its config asks for "
+            f"(- missing, + unexpected, ~ other shape or dtype):\n{text}"
         )
 
 
 def write(folder: Path, config: ModelConfig, params: dict[str, Any], base: Path | None = None) -> None:
-    """Writes config.json, preprocessor_config.json and model.safetensors into an empty folder.
+    """Write config.json, preprocessor_config.json and model.safetensors into an empty folder.
 
     Args:
-      base: a Hugging Face folder of the same model, which gives the tensors that `params` lack and all other files
-        (tokenizer, generation settings).
+      base: a Hugging Face folder of the same model. Tensors that `params` lack are taken from it, and its files other
+        than safetensors and their index are copied: tokenizer, generation settings, and also its config.json and
+        preprocessor_config.json, which are then not written from `config`.
     """
     from safetensors.numpy import save_file
 

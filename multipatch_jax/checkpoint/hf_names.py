@@ -1,31 +1,34 @@
-"""Layouts of a checkpoint other than today's: prefixes, and the names of the first training code.
+"""Map the tensor names of other checkpoint layouts to today's names, those of the table in `params/table.py`.
 
-Everything here ends in the names of `weights`. A tensor of today may be two of then, one below the other.
+Two things differ in other layouts: a prefix before every name, and the names of the model's first training code. That
+training code may store one of today's tensors as two, to be concatenated by rows.
 """
 
 import re
 from collections.abc import Iterable
 
-# After any prefix is gone. The training code's names are those that transformers 4.46's conversion script knew.
+# Applied in this order, after the prefix is removed. The training code's names are those that the conversion script of
+# transformers 4.46 handles.
 _RENAMES = (
-    (re.compile(r"^(vision_model|connector|text_model)\."), r"model.\1."),  # saved from the model without its head
+    (re.compile(r"^(vision_model|connector|text_model)\."), r"model.\1."),  # saved without the model's head
     (re.compile(r"^model\.modality_projection\."), "model.connector.modality_projection."),
     (re.compile(r"^model\.(layers|norm|embed_tokens)\."), r"model.text_model.\1."),
 )
-# Rows for new tokens, which were trained beside a frozen table.
+# The training code froze the pretrained table and trained the rows of new vocabulary ids as a tensor of their own.
 _ADDED = {
     "model.text_model.embed_tokens.additional_embedding.weight": "model.text_model.embed_tokens.weight",
     "lm_head.additional_fc.weight": "lm_head.weight",
     "additional_fc.weight": "lm_head.weight",
 }
-_DROPPED = re.compile(r"^model\.vision_model\.head\.|\.rotary_emb\.inv_freq$")  # never used, or computed
+# The model does not use this pooling head, and computes the rotary frequencies itself.
+_DROPPED = re.compile(r"^model\.vision_model\.head\.|\.rotary_emb\.inv_freq$")
 
 
 def locate(names: Iterable[str]) -> dict[str, list[str]]:
-    """Today's name -> the names in the file of the tensor or tensors that make it, in the order of their rows.
+    """Return {today's name: stored names}; tensors stored under several names are concatenated by rows, in this order.
 
-    In a file that holds more than the model (a policy, a trainer's wrapper), what lies outside the model's own prefix
-    is left out.
+    The prefix is what stands before the names of the vision embeddings and the connector. Names without this prefix
+    are left out, so a file may hold more than the model (a robot policy, a trainer's wrapper).
     """
     names = sorted(names)
     anchor = r"^(.*?)(?:model\.)?(?:vision_model\.embeddings|connector\.modality_projection|modality_projection)\."
@@ -41,7 +44,7 @@ def locate(names: Iterable[str]) -> dict[str, list[str]]:
         if _DROPPED.search(today):
             continue
         if today in _ADDED:
-            found.setdefault(_ADDED[today], []).append(name)  # below the table
+            found.setdefault(_ADDED[today], []).append(name)  # after the table's rows
         else:
             found.setdefault(today, []).insert(0, name)
     return found

@@ -1,4 +1,4 @@
-"""Files of a hub repository, through huggingface_hub and its cache."""
+"""Download files of a Hugging Face hub repository, through huggingface_hub and its cache."""
 
 import re
 from collections.abc import Iterable
@@ -10,10 +10,11 @@ from multipatch_jax.checkpoint.hf_folder import INDEX, WEIGHTS
 
 
 def fetch(repo_id: str, file: str) -> Path:
-    """One file of a repository, from the cache or the hub.
+    """Return the path of one file of a repository, downloaded if the cache lacks it.
 
     Raises:
-      FileNotFoundError: no such repository or file, or the hub cannot be reached and its cache does not have it.
+      FileNotFoundError: `repo_id` is not of the form owner/name, the repository or file does not exist, or the hub
+        cannot be reached and the cache lacks the file.
     """
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repo_id):
         raise FileNotFoundError(f"There is no folder {repo_id}, and it is not a hub id such as owner/name.")
@@ -31,7 +32,13 @@ def fetch(repo_id: str, file: str) -> Path:
 
 
 def fetch_if_there(repo_id: str, file: str) -> Path | None:
-    """The same for a file that a repository may lack; None where it does, or where an unreachable hub cannot say."""
+    """Like `fetch`, for an optional file: return None if the repository lacks it.
+
+    Also return None if the hub cannot be reached and the cache lacks the file.
+
+    Raises:
+      FileNotFoundError: `repo_id` is not of the form owner/name, or the hub gives another error (no such repository).
+    """
     from huggingface_hub.errors import EntryNotFoundError
 
     try:
@@ -43,7 +50,14 @@ def fetch_if_there(repo_id: str, file: str) -> Path | None:
 
 
 def download(repo_id: str, parts: Iterable[str]) -> Path:
-    """Fetches the files that `parts` need, no other shard, and returns their folder; raises as `fetch`."""
+    """Download the config files and the weights that `parts` need, and return their folder.
+
+    Of a sharded checkpoint, only the shards that hold a tensor of `parts` are downloaded.
+
+    Raises:
+      FileNotFoundError: as in `fetch`.
+      ValueError: the config or the index, which decide which shards are needed, cannot be read.
+    """
     folder = fetch(repo_id, "config.json").parent
     if not fetch_if_there(repo_id, "preprocessor_config.json"):
         fetch_if_there(repo_id, "processor_config.json")

@@ -1,4 +1,7 @@
-"""Loading and saving: a hub id, a Hugging Face folder, or a folder that `save_pretrained` wrote."""
+"""Load models from a hub id, a Hugging Face folder or a saved folder, and save them in either layout.
+
+A saved folder is one that `save_pretrained` wrote: the config as JSON, and the params as an Orbax checkpoint.
+"""
 
 import dataclasses
 from collections.abc import Callable, Iterable
@@ -25,7 +28,7 @@ from multipatch_jax.params import (
     unflatten,
 )
 
-CONFIG_FILE = "multipatch_config.json"  # marks a folder of ours; the arrays lie beside it in params/
+CONFIG_FILE = "multipatch_config.json"  # marks a saved folder; its arrays lie beside this file, in params/
 Shardings = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
 
 
@@ -37,24 +40,26 @@ def from_pretrained(
     sharding: Shardings | None = None,
     progress: bool = False,
 ) -> tuple[ModelConfig, dict[str, Any]]:
-    """Loads a model's config and params.
+    """Load a model's config and params.
 
     Args:
       name_or_path: a hub id ("HuggingFaceTB/SmolVLM-256M-Instruct"), a folder in Hugging Face's layout (config.json,
-        preprocessor_config.json, one or several .safetensors), or a folder of `save_pretrained`.
-      dtype: of the params ("bfloat16", "float32", "float16"); None keeps the file's, bit for bit.
-      parts: which of "vision", "connector", "embeddings" and "text" to read; nothing else is read from the disk, and
-        no other shard is downloaded. "text" (decoder and lm_head) is carried for round trips, not computed with.
-      sharding: gives the sharding of a parameter from its path ("vision_model/post_layernorm/scale") and shape; None
-        puts all on the first device.
-      progress: shows a bar, a tick a tensor.
+        preprocessor_config.json, one or several .safetensors), or a folder that `save_pretrained` wrote.
+      dtype: dtype of the params ("bfloat16", "float32" or "float16"); None keeps the stored dtype and every bit.
+      parts: which of "vision", "connector", "embeddings" and "text" to load. Only these are read from the disk, and
+        only shards that hold them are downloaded. "text" (decoder and lm_head, or a retriever's projection) includes
+        "embeddings". No function here runs the decoder: its params are loaded only to be saved again.
+      sharding: a function (path, shape) -> sharding of that parameter, with paths such as
+        "vision_model/post_layernorm/scale". None puts all params on JAX's default device.
+      progress: whether to show a bar that counts tensors. A folder of `save_pretrained` is read without a bar.
 
     Returns:
-      (config, params), params being a plain nested dict of `jax.Array`.
+      (config, params); params are a plain nested dict of `jax.Array`.
 
     Raises:
-      FileNotFoundError: no such folder or id, or a file is missing from it.
-      CheckpointError, ValueError: the files are not a model that we know, wholly and exactly.
+      FileNotFoundError: there is no such folder or hub id, or a file is missing from it.
+      CheckpointError: a file is damaged, or a tensor is missing, unexpected, or of another shape or dtype.
+      ValueError: a config key or value, a part or the dtype is not supported.
     """
     if dtype is not None:
         dtype = _check_dtype(dtype)
@@ -64,20 +69,25 @@ def from_pretrained(
     if (folder / CONFIG_FILE).is_file():
         return config, _load_saved(folder, config, parts, dtype, sharding)
     arrays = hf_folder.load(folder, config, parts, dtype, progress)
-    # Without a sharding, arrays stay uncommitted, as jit's own results: what they meet decides where they are.
+    # Without a sharding, arrays stay uncommitted: like jit's own results, they follow the arrays they are used with.
     return config, unflatten(
         {path: jax.device_put(x, sharding(path, x.shape) if sharding else None) for path, x in arrays}
     )
 
 
 def find_folder(name_or_path: str | Path, parts: Iterable[str] = ("vision", "connector")) -> Path:
-    """The folder itself, or the one that a hub id's files for `parts` were downloaded into."""
+    """Return the folder `name_or_path`, or the folder that the files of this hub id for `parts` are downloaded into."""
     folder = Path(name_or_path)
     return folder if folder.is_dir() else download(str(name_or_path), parts)
 
 
 def read_config(folder: Path) -> ModelConfig:
-    """The config of a folder of ours or of Hugging Face's; no weights are read."""
+    """Read the config of a folder in either layout, ours or Hugging Face's, without reading weights.
+
+    Raises:
+      FileNotFoundError: the folder has no config file.
+      ValueError: the config is not valid JSON, or has a key or value that is not supported.
+    """
     if (folder / CONFIG_FILE).is_file():
         return config_from_dict(read_json(folder / CONFIG_FILE))
     if (folder / "config.json").is_file():
@@ -86,19 +96,26 @@ def read_config(folder: Path) -> ModelConfig:
 
 
 def saved_parts(folder: Path) -> tuple[str, ...]:
-    """The parts that a folder of ours holds."""
+    """Return the parts (of `mp.params.PARTS`) that a folder written by `save_pretrained` holds.
+
+    Raises:
+      FileNotFoundError: `save_pretrained` did not write this folder.
+      CheckpointError: Orbax cannot read the folder's params.
+    """
     if not (folder / CONFIG_FILE).is_file():
         raise FileNotFoundError(f"{folder} has no {CONFIG_FILE}, so it is not a folder that save_pretrained wrote.")
     return _parts_of(read_config(folder), _saved_arrays(folder))
 
 
 def save_pretrained(path: str | Path, config: ModelConfig, params: dict[str, Any]) -> None:
-    """Writes a folder that `from_pretrained` reads: the config as JSON, the params with Orbax.
+    """Write a folder that `from_pretrained` reads: the config as JSON, the params with Orbax.
 
-    Written under a temporary name beside `path` and then renamed, so a half-written model is never visible.
+    The folder is written under a temporary name beside `path` and then renamed, so that a half-written model is never
+    visible.
 
     Raises:
-      ValueError: `params` are not of this config. FileExistsError: `path` exists.
+      ValueError: `params` do not fit `config`.
+      FileExistsError: `path` exists.
     """
     import orbax.checkpoint as ocp  # slow to import, and only needed here
 
@@ -110,16 +127,21 @@ def save_pretrained(path: str | Path, config: ModelConfig, params: dict[str, Any
 
 
 def export_hf(path: str | Path, config: ModelConfig, params: dict[str, Any], *, base: str | Path | None = None) -> None:
-    """Writes a folder in Hugging Face's layout, which transformers loads: the inverse of `from_pretrained`.
+    """Write a folder in Hugging Face's layout, which transformers loads: the inverse of `from_pretrained`.
+
+    As in `save_pretrained`, a half-written folder is never visible.
 
     Args:
-      params: LoRA factors among them (`add_lora`) are merged.
-      base: a Hugging Face folder of the same model, to take from it what `params` lack (the language model, if only
-        the tower or connector was trained) and all other files. Without one, transformers finds only what is in
-        `params`.
+      params: LoRA factors among them (`mp.params.add_lora`) are merged into the kernels.
+      base: a Hugging Face folder of the same model. The tensors that `params` lack (the language model, if only tower
+        and connector were loaded) are taken from it, and its other files are copied: tokenizer, generation settings,
+        and also config.json and preprocessor_config.json. None writes only the tensors in `params`.
 
     Raises:
-      ValueError: `params` are not of this config, or its tiling has policies that Hugging Face's files cannot say.
+      ValueError: `params` do not fit `config`, or the config has a tiling setting that Hugging Face's files cannot
+        express (see `config_to_hf`).
+      CheckpointError: `base` does not hold the tensors that `params` lack.
+      FileNotFoundError: `base` does not exist or has no weights.
       FileExistsError: `path` exists.
     """
     params = merge_lora(params)
@@ -129,7 +151,10 @@ def export_hf(path: str | Path, config: ModelConfig, params: dict[str, Any], *, 
 
 
 def _check_whole(config: ModelConfig, params: dict[str, Any]) -> None:
-    """Every part that `params` have anything of must be there wholly, and nothing else."""
+    """Raise a ValueError unless `params` hold at least one part, and each part that they hold is whole.
+
+    An unknown array inside the subtrees of these parts is refused too. Other top-level keys are not looked at.
+    """
     if not isinstance(params, dict):
         raise ValueError(f"params must be a nested dict of arrays, got {type(params).__name__}.")
     check_params(params, config, _parts_of(config, flatten(params)) or PARTS[:2])
@@ -156,7 +181,10 @@ def _load_saved(
     known = param_shapes(config, PARTS)
     report = mismatch_report(expected, {path: tuple(m.shape) for path, m in found.items()}, known)
     if report:
-        raise CheckpointError(f"{folder} does not hold {config.model_type} params of its own config:\n{report}")
+        raise CheckpointError(
+            f"{folder} does not hold {config.model_type} params of its own config "
+            f"(- missing, + unexpected, ~ other shape):\n{report}"
+        )
     target = unflatten(
         {
             path: jax.ShapeDtypeStruct(
@@ -174,7 +202,7 @@ def _load_saved(
 
 
 def _saved_arrays(folder: Path) -> dict[str, Any]:
-    """Path -> metadata (shape, dtype) of each array that a folder of ours holds."""
+    """Return {path: metadata (shape, dtype)} of each array in a folder that `save_pretrained` wrote."""
     import orbax.checkpoint as ocp
 
     arrays = (folder / "params").absolute()

@@ -1,4 +1,4 @@
-"""The command `multipatch-jax`: a file a command."""
+"""The command `multipatch-jax`: one file for each of its subcommands."""
 
 from multipatch_jax.cli.main import main
 

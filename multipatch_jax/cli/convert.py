@@ -1,4 +1,4 @@
-"""`multipatch-jax convert`: a Hugging Face checkpoint to a folder of our own."""
+"""`multipatch-jax convert`: write a Hugging Face checkpoint as a folder in our own layout."""
 
 import argparse
 import sys
@@ -13,10 +13,10 @@ HELP = "a Hugging Face checkpoint to a folder that loads with Orbax"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of the command."""
+    """Add the arguments of the command."""
     parser.add_argument("source", metavar="DIR_OR_ID", help="a Hugging Face folder or hub id")
     parser.add_argument("destination", type=Path, help="a folder that does not exist yet")
-    parser.add_argument("--dtype", choices=DTYPES, help="of the params; the checkpoint's, bit for bit, if left out")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the params (default: the checkpoint's, bit for bit)")
     parser.add_argument(
         "--parts",
         nargs="+",
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Converts, and prints what was read and written."""
+    """Convert, and print what was read and written."""
     start = time.perf_counter()
     config, params = mp.from_pretrained(args.source, dtype=args.dtype, parts=args.parts, progress=sys.stderr.isatty())
     loaded = time.perf_counter()

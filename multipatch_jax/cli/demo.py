@@ -1,4 +1,4 @@
-"""`multipatch-jax demo`: a photograph to tokens, with pictures, in one command."""
+"""`multipatch-jax demo`: encode a photograph, and draw pictures of its tiles and tokens."""
 
 import argparse
 import sys
@@ -16,13 +16,16 @@ MODEL = "HuggingFaceTB/SmolVLM-256M-Instruct"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of the command."""
-    parser.add_argument("--random-weights", action="store_true", help="do not ask the hub")
+    """Add the arguments of the command."""
+    parser.add_argument("--random-weights", action="store_true", help="use random weights without asking the hub")
     parser.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="default: %(default)s")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Encodes a photograph of scikit-image's, with the published weights or, without a network, random ones."""
+    """Encode a photograph that comes with scikit-image.
+
+    The weights are the published ones, or random if the hub cannot be reached or `--random-weights` is given.
+    """
     try:
         from skimage import data
     except ImportError:

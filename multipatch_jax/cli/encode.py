@@ -1,4 +1,4 @@
-"""`multipatch-jax encode`: photographs to visual tokens."""
+"""`multipatch-jax encode`: write the visual tokens of photographs to a file."""
 
 import argparse
 import sys
@@ -16,7 +16,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of the command."""
+    """Add the arguments of the command."""
     parser.add_argument("photos", nargs="+", metavar="PHOTO", type=Path, help="any file that Pillow reads")
     parser.add_argument("--model", required=True, metavar="DIR_OR_ID", help="a converted or Hugging Face folder, or id")
     parser.add_argument(
@@ -26,11 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pca", type=Path, metavar="FILE.png", help="also draw the tokens' principal components as colours"
     )
-    parser.add_argument("--dtype", choices=DTYPES, help="of the params and the tokens; the checkpoint's if left out")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the params and the tokens (default: the checkpoint's)")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Checks where everything will be written, shows the plans, and only then loads the model."""
+    """Check where everything will be written, print the plans, and only then load the model and encode."""
     for option, path in (("--overlay", args.overlay), ("--pca", args.pca)):
         if path and len(args.photos) > 1:
             raise ValueError(f"{option} draws one photo, got {len(args.photos)}.")

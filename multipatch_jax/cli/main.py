@@ -1,4 +1,4 @@
-"""The parser of all commands, and what runs the one that was asked for."""
+"""Parse the command line, and run the command that it names."""
 
 import argparse
 import sys
@@ -9,7 +9,11 @@ from multipatch_jax.cli import convert, demo, encode, export, plan
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; 0 when done, 2 after one line about what was wrong with the input."""
+    """Run one command.
+
+    Returns:
+      The exit status: 0 for success, 2 after an error in the input, which is printed to stderr as one line.
+    """
     args = _parser().parse_args(argv)
     try:
         args.run(args)

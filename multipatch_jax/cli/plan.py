@@ -1,4 +1,4 @@
-"""`multipatch-jax plan`: the tiles and tokens of an image's size."""
+"""`multipatch-jax plan`: print the tiles and tokens that an image of some size becomes."""
 
 import argparse
 from pathlib import Path
@@ -7,11 +7,11 @@ import multipatch_jax as mp
 from multipatch_jax.checkpoint import read_config
 from multipatch_jax.plot import describe
 
-HELP = "the tiles and tokens of an image's size, touching no pixels"
+HELP = "the tiles and tokens of an image, from its size alone"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of the command."""
+    """Add the arguments of the command."""
     parser.add_argument("height", type=int, help="pixels")
     parser.add_argument("width", type=int, help="pixels")
     parser.add_argument(
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Prints the sizes that an image goes through."""
+    """Print the plan, and the sizes of the image after each resize."""
     if args.model in mp.PRESETS:
         config = mp.PRESETS[args.model]
     elif Path(args.model).is_dir():

@@ -1,4 +1,4 @@
-"""What `encode` and `demo` have in common: photographs in, plans printed, tokens and pictures written."""
+"""The steps that `encode` and `demo` share: print the plans of photographs, and write their tokens and pictures."""
 
 import json
 import time
@@ -19,9 +19,9 @@ from multipatch_jax.plot import describe, draw_tiles, plot_pca
 def print_plans(
     photos: Sequence[Any], names: Sequence[str], config: mp.ModelConfig, overlay: Path | None
 ) -> list[TilePlan]:
-    """Prints and returns each photo's plan, and draws the tiles on the photo if `overlay` names a file.
+    """Print and return each photo's plan, and write a picture of its tiles if `overlay` names a file.
 
-    Pixels are not kept: photos may be many and large.
+    The pixels are not kept, because the photos may be many and large.
     """
     plans = []
     for photo, name in zip(photos, names, strict=True):
@@ -45,7 +45,17 @@ def write_tokens(
     pca: Path | None,
     model: str,
 ) -> None:
-    """Encodes the photos and writes their tokens, each plan in the metadata; `pca` names a picture of the tokens."""
+    """Encode the photos, and write their tokens to a safetensors file with each plan in the metadata.
+
+    Args:
+      photos: anything that `load_image` takes.
+      names: what the output calls the photos.
+      plans: from `print_plans`.
+      config, params: the model.
+      out: the file to write.
+      pca: also write a picture of the tokens here (`plot_pca`); None writes none.
+      model: the model's name, for the metadata.
+    """
     tokens, entries = {}, []
     for index, (photo, name, plan) in enumerate(zip(photos, names, plans, strict=True)):
         start = time.perf_counter()
@@ -68,6 +78,6 @@ def write_tokens(
 
 
 def _encode_with_bar(params: dict[str, Any], tiles: np.ndarray, config: mp.ModelConfig, name: str) -> np.ndarray:
-    """`encode_tiles` tile by tile, so that the bar moves."""
+    """Encode one tile at a time, so that a progress bar can show each."""
     bar = tqdm(list(tiles), desc=name, unit=" tile", disable=None)  # None: no bar unless stderr is a terminal
     return np.concatenate([np.asarray(mp.encode_tiles(params, tile[None], config=config)) for tile in bar])

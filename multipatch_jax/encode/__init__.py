@@ -1,4 +1,4 @@
-"""Images and tiles -> visual tokens, in jitted programs: one image, many images in a stream, or exported for later."""
+"""Encode images and tiles as visual tokens: one image, a stream of many, or a program exported to a file."""
 
 from multipatch_jax.encode.cache import TileCache
 from multipatch_jax.encode.compiles import RecompileError, count_compilations, forbid_compilations

@@ -1,4 +1,7 @@
-"""Counting compilations, and refusing them: a recompile is the slow path that nobody sees."""
+"""Count the programs that XLA compiles, or forbid any: an unexpected compilation is slow and otherwise unnoticed.
+
+JAX reports a program that it reads from its persistent compilation cache as compiled, so it counts here too.
+"""
 
 import contextlib
 import functools
@@ -10,12 +13,15 @@ _EVENT = "/jax/core/compile/backend_compile_duration"
 
 
 class RecompileError(RuntimeError):
-    """Something was compiled where everything should have been compiled before."""
+    """A program was compiled inside `forbid_compilations`."""
 
 
 @functools.cache
 def _log() -> list[str]:
-    """Names of the programs compiled since the first call, kept by one listener: JAX offers no way to take one away."""
+    """Return the growing list of names of all programs compiled since the first call.
+
+    The first call registers one listener with JAX, for the life of the process. All blocks read its list.
+    """
     names: list[str] = []
 
     def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
@@ -28,7 +34,7 @@ def _log() -> list[str]:
 
 @contextlib.contextmanager
 def count_compilations() -> Iterator[list[str]]:
-    """Gives a list that holds, once the block is through, the names of the programs that XLA compiled in it."""
+    """Give the block a list that receives, when the block ends, the names of the programs compiled in it."""
     log, names = _log(), list[str]()
     start = len(log)
     try:
@@ -39,9 +45,9 @@ def count_compilations() -> Iterator[list[str]]:
 
 @contextlib.contextmanager
 def forbid_compilations() -> Iterator[None]:
-    """Raises a `RecompileError` that names the programs, if XLA compiled any in the block.
+    """Raise a `RecompileError` at the end of the block if any program was compiled in it; the error names them all.
 
-    For services, after `warmup`: `with mp.encode.forbid_compilations(): mp.encode_images(...)`.
+    A service uses it after `warmup`: `with mp.encode.forbid_compilations(): mp.encode_images(...)`.
     """
     with count_compilations() as names:
         yield

@@ -1,4 +1,7 @@
-"""Compiled-for-later programs of tiles -> tokens, one per platform, with the params beside them: no package needed."""
+"""Export the encoder of tiles as `jax.export` programs, one for each platform, with the params beside them.
+
+The exported folder can be run without this package.
+"""
 
 import dataclasses
 import importlib.util
@@ -21,7 +24,6 @@ from multipatch_jax.params import Params, flatten, unflatten
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 MANIFEST, PARAMS = "manifest.json", "params.npz"
-MANIFEST, PARAMS = "manifest.json", "params.npz"
 
 
 def export_encoder(
@@ -32,23 +34,37 @@ def export_encoder(
     platforms: Sequence[str] = PLATFORMS,
     batch_size: int | None = None,
 ) -> dict[str, Any]:
-    """Writes a folder with a `jax.export` program of `encode_tiles` for each platform; none of them need be there.
+    """Write a folder with a `jax.export` program of `encode_tiles` for each platform.
 
-    The folder holds `manifest.json` (config, versions, shapes, and what each platform's program is), `params.npz`
-    (arrays by path, bfloat16 as its 16 bits) and a file for each platform. A program takes the params as a flat dict,
-    path -> array, and uint8 tiles, any multiple of its batch size; whoever reads it needs jax and flatbuffers alone.
+    This machine needs no device of those platforms. The folder holds:
+
+    | file | content |
+    |---|---|
+    | `manifest.json` | config, dtype, versions, shapes of the params, and a description of each program |
+    | `params.npz` | the params by path, bfloat16 as its 16 bits in uint16 |
+    | `cpu.jax_export`, ... | one program for each platform |
+
+    A program takes the params as a flat dict, path -> array, and uint8 tiles, whose number must be a multiple of the
+    program's batch size. Reading and running it needs only jax and flatbuffers (`load_exported` does both).
+
+    On CUDA in 16 bits, "auto" attention becomes cuDNN's kernel if the CUDA wheels are installed here, and "plain"
+    otherwise; no GPU is needed. A program with cuDNN's kernel can be relied on only in the version of jax that wrote
+    it. JAX guarantees that its versions of the next six months can read all others.
 
     Args:
-      platforms: of "cpu", "cuda" and "tpu".
-      batch_size: tiles in flight; None is 1 on a CPU, 8 on a TPU and 17 on a GPU.
+      path: the folder to write; it must not exist yet.
+      config: the model's.
+      params: with "vision_model" and "connector".
+      platforms: some of "cpu", "cuda" and "tpu".
+      batch_size: most tiles in flight on a device; None chooses by platform (`encode.tiles_in_flight`).
 
     Returns:
-      The manifest. For CUDA in 16 bits "auto" attention is cuDNN's kernel where the CUDA wheels are installed (no GPU
-      is needed), and "plain" elsewhere. A program with cuDNN's is to be read by the jax that wrote it; JAX promises the
-      others to its versions of the next six months.
+      The content of `manifest.json`.
 
     Raises:
-      ValueError: `params` are not of this config, or no such platform. FileExistsError: `path` exists.
+      ValueError: `params` are not of this config, a platform is unknown, `batch_size` is not a positive integer, or
+        `config.attention` is "native" (never exported) or is "cudnn" without the CUDA wheels.
+      FileExistsError: `path` exists.
       ImportError: flatbuffers is not installed.
     """
     unknown = sorted(set(platforms) - set(PLATFORMS))
@@ -89,13 +105,17 @@ def export_encoder(
 def load_exported(
     path: str | Path, platform: str | None = None
 ) -> Callable[[UInt8[np.ndarray, "N M M 3"]], Float[jax.Array, "N T D"]]:
-    """The function that a folder of `export_encoder` holds: uint8 tiles, any number, to visual tokens.
+    """Load a folder that `export_encoder` wrote, as a function of tiles.
 
     Args:
-      platform: whose program; None is that of the machine that this runs on.
+      path: the folder.
+      platform: the platform whose program is loaded; None is this machine's default backend.
+
+    Returns:
+      A function that encodes any positive number of uint8 tiles (N, M, M, 3) as visual tokens (N, T, D).
 
     Raises:
-      FileNotFoundError: no such folder, or no program for this platform in it.
+      FileNotFoundError: the folder does not exist, or holds no program for this platform.
       ImportError: flatbuffers is not installed.
     """
     folder = Path(path)
@@ -124,6 +144,8 @@ def load_exported(
 
 
 def _export(config: ModelConfig, arrays: dict[str, Any], platform: str, batch_size: int) -> jax.export.Exported:
+    """Export one program (flat params, tiles) -> tokens, for any multiple of `batch_size` tiles."""
+
     def encode(params, tiles):
         batches = tiles.reshape(-1, batch_size, *tiles.shape[1:])
         nested = unflatten(params)
@@ -134,12 +156,13 @@ def _export(config: ModelConfig, arrays: dict[str, Any], platform: str, batch_si
     shape = jax.export.symbolic_shape(f"{batch_size}*n, {side}, {side}, 3")
     tiles = jax.ShapeDtypeStruct(shape, np.uint8)
     params = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in arrays.items()}
-    # JAX promises nothing of this call to its later versions, so such a program is for the jax that wrote it.
+    # JAX does not guarantee that its other versions can run this custom call, and refuses to export it by default.
     unpromised = [jax.export.DisabledSafetyCheck.custom_call("__cudnn$fmhaSoftmax")]
     return jax.export.export(jax.jit(encode), platforms=[platform], disabled_checks=unpromised)(params, tiles)
 
 
 def _attention(config: ModelConfig, params: Params, platform: str) -> str:
+    """Choose the attention kernel of a platform's program: cuDNN's can only be exported with the CUDA wheels."""
     dtype = resolve_config(config, params).dtype
     chosen = choose_kernel(config.attention, dtype, platform)
     wheels = any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13))
@@ -147,11 +170,13 @@ def _attention(config: ModelConfig, params: Params, platform: str) -> str:
         return chosen
     if config.attention == "auto":
         return "plain"
-    raise ValueError('attention="cudnn" is exported where the CUDA wheels are: pip install "multipatch_jax[cuda12]".')
+    raise ValueError(
+        'attention="cudnn" is exported where the CUDA wheels are installed: pip install "multipatch_jax[cuda12]".'
+    )
 
 
 def _bits(x: np.ndarray) -> np.ndarray:
-    """NumPy's own files know no bfloat16."""
+    """Return bfloat16 as its bits in uint16, and all else as it is: NumPy's files have no bfloat16."""
     return x.view(np.uint16) if x.dtype == jnp.bfloat16 else x
 
 

@@ -1,4 +1,12 @@
-"""IMG"""
+"""Encode one image, or a batch of images of one size.
+
+| image | tiles are made | compiled once for each |
+|---|---|---|
+| `jax.Array`, traced or not; one or a batch | on the device, inside the program | exact shape |
+| one file, PIL image or NumPy array | on the device, inside the program | (size bucket, number of tiles) |
+| such a source that fits no bucket (`image.fits_bucket`) | on the host, by `tile_image_host` | number of tiles |
+| a batch of NumPy arrays | on the host, by `tile_image_host` | number of tiles |
+"""
 
 import functools
 from typing import Any
@@ -29,7 +37,7 @@ from multipatch_jax.presets import SMOLVLM_256M
 
 @functools.partial(jax.jit, static_argnames=("config", "batch_size", "mesh", "resize_implementation"))
 def _encode_pixels(params, images, *, config, batch_size, mesh, resize_implementation):
-    """(B, H, W, 3) of exact static shape -> (B, N * T, D): the whole pipeline in one program."""
+    """Encode (B, H, W, 3) pixels as (B, N * T, D) tokens: one program for each exact shape."""
     tile = functools.partial(tile_image, tiling=config.tiling, implementation=resize_implementation)
     tiles = jax.vmap(tile)(images)
     tokens = trace_encode(params, tiles.reshape(-1, *tiles.shape[2:]), config, batch_size, mesh)
@@ -38,29 +46,37 @@ def _encode_pixels(params, images, *, config, batch_size, mesh, resize_implement
 
 @functools.partial(jax.jit, static_argnames=("num_tiles", "config", "batch_size", "mesh", "resize_implementation"))
 def _encode_padded(params, padded, steps, *, num_tiles, config, batch_size, mesh, resize_implementation):
-    """The same for an image in its bucket, sizes and filters being data: one program per (bucket, num_tiles)."""
+    """Encode one image, padded to its bucket, as (N, T, D) tokens: one program for each (bucket, num_tiles).
+
+    The image's size and filter weights are data (`steps`), not part of the program.
+    """
     tiles = tile_padded(padded, steps, num_tiles=num_tiles, tiling=config.tiling, implementation=resize_implementation)
     return trace_encode(params, tiles, config, batch_size, mesh)
 
 
 def encode_image(
     params: Params, image: Any, *, config: ModelConfig = SMOLVLM_256M, batch_size: int | None = None
-) -> Float[Array, "T D"] | Float[Array, "B T D"]:
-    """Visual tokens of an image of any size, or of a batch of images of one size.
+) -> Float[Array, "tokens D"] | Float[Array, "B tokens D"]:
+    """Encode an image of any size, or a batch of images of one size, as visual tokens.
 
     Args:
-      params: with "vision_model" and "connector".
-      image: whatever `load_image` takes, or (B, H, W, 3) arrays. A `jax.Array`, traced or not, must be uint8
-        (H, W, 3) or (B, H, W, 3): then the pixels are resampled inside the program, so that this function works in
-        your own `jit`, `grad` and `vmap`.
-      batch_size: tiles in flight; None is 1 on a CPU, 8 on a TPU and 17 on a GPU.
+      params: with "vision_model" and "connector". If they are laid out on a mesh, its devices share the tiles.
+      image: one of
+        * anything that `load_image` takes, except a `jax.Array`;
+        * a 4-D NumPy array, a batch of such images: (B, H, W, 3), for example;
+        * a `jax.Array`, traced or not: uint8 (H, W, 3) or (B, H, W, 3). It is resampled inside the program, so that
+          this function works in your own `jit`, `grad` and `vmap`.
+      config: the model's.
+      batch_size: most tiles in flight on a device; None chooses by backend (`encode.tiles_in_flight`).
 
     Returns:
-      (N * tokens_per_tile, D_text), tiles row-major and the global one last: the order of the `<image>` tokens in
-      the prompt. (B, N * tokens_per_tile, D_text) for a batch.
+      (N * T, D), or (B, N * T, D) for a batch. The tiles are row-major, the global tile last: the order of the
+      `<image>` tokens in the prompt.
 
     Raises:
-      ImageError, FileNotFoundError: not an image. ValueError: not arrays or params that fit.
+      ImageError: the image cannot be decoded, or is refused (see `load_image`).
+      FileNotFoundError: there is no such file.
+      ValueError: the array, `params` or `batch_size` does not fit.
     """
     if isinstance(image, jax.Array):
         is_batch = image.ndim == 4

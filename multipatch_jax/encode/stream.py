@@ -1,4 +1,4 @@
-"""Many images of any sizes -> tokens, in order: decoded ahead in threads, encoded as one stream of tiles."""
+"""Encode many images of any sizes, in order: threads decode them ahead, and their tiles are encoded as one stream."""
 
 import collections
 import concurrent.futures
@@ -30,11 +30,11 @@ from multipatch_jax.image import (
 from multipatch_jax.params import Params
 from multipatch_jax.presets import SMOLVLM_256M
 
-READ_AHEAD = 4  # images decoded, or being decoded, before their turn
+READ_AHEAD = 4  # images that are decoded, or being decoded, ahead of their turn
 
 
 class _Result:
-    """One image's place in the output: its tokens as they come in, or its error."""
+    """One image's place in the output: the tokens of its tiles, filled in as they arrive, or its error."""
 
     def __init__(self, num_tiles: int = 0, error: Exception | None = None):
         self.error = error
@@ -47,7 +47,12 @@ class _Result:
 
 
 def _prepare(image: Any, config: ModelConfig, on_device: bool) -> tuple[TilePlan, Any]:
-    """In a thread: the plan, and the tiles (host) or the padded pixels and filters that make them (device)."""
+    """Load an image; runs in a thread.
+
+    Returns:
+      Its plan, and either its tiles, made on the host, or a tuple (padded pixels, `TilingSteps`), from which the device
+      makes them.
+    """
     pixels = load_image(image)
     plan = plan_tiles(pixels.shape[0], pixels.shape[1], config.tiling)
     if on_device and fits_bucket(plan, config.tiling):
@@ -57,7 +62,7 @@ def _prepare(image: Any, config: ModelConfig, on_device: bool) -> tuple[TilePlan
 
 
 def _read_ahead(images: Iterable[Any], config: ModelConfig, on_device: bool) -> Generator[Any, None, None]:
-    """What `_prepare` makes of each image, or the error that it raised, in order; READ_AHEAD at a time."""
+    """Yield, for each image in order, what `_prepare` returned or the error that it raised; runs READ_AHEAD threads."""
     source = iter(images)
     waiting: collections.deque[concurrent.futures.Future] = collections.deque()
     with concurrent.futures.ThreadPoolExecutor(READ_AHEAD, "multipatch") as pool:
@@ -69,13 +74,16 @@ def _read_ahead(images: Iterable[Any], config: ModelConfig, on_device: bool) -> 
                     return
                 future = waiting.popleft()
                 yield future.exception() or future.result()
-        finally:  # also when the caller stops early
+        finally:  # reached also when the caller stops early
             for future in waiting:
                 future.cancel()
 
 
 def _named(error: Exception, index: int) -> Exception:
-    """The error with the image's index before it, of the same kind for the kinds that we document."""
+    """Return a documented error (ImageError, ValueError, FileNotFoundError) with the image's index before its message.
+
+    Any other error is returned as it is.
+    """
     kind = type(error) if type(error) in (ImageError, ValueError) else FileNotFoundError
     if not isinstance(error, (ValueError, FileNotFoundError)):
         return error
@@ -91,7 +99,11 @@ def _append_cached(
     tiles: UInt8[np.ndarray, "N M M 3"],
     result: _Result,
 ) -> None:
-    """Queues only the tiles that are neither remembered nor already in the queue."""
+    """Queue the tiles that are neither in the cache nor already in the queue, and fill the others into `result`.
+
+    Args:
+      waiting: for the key of each tile in the queue, the results and the tile indices in them that receive its tokens.
+    """
 
     def deliver(key, tokens):
         cache.put(key, tokens)
@@ -121,6 +133,7 @@ def _stream(
     stats: StreamStats,
     bar: tqdm,
 ) -> Iterator[Any]:
+    """Yield the tokens or the error of each image in order, while the queue encodes the tiles of later images."""
     results: collections.deque[_Result] = collections.deque()
     waiting: dict[bytes, list[tuple[_Result, int]]] = {}
 
@@ -132,13 +145,13 @@ def _stream(
                 raise result.error
             yield result.error or np.concatenate(result.tokens)
 
-    with bar, contextlib.closing(prepared):  # no thread outlives the stream
+    with bar, contextlib.closing(prepared):  # closing `prepared` ends its threads with the stream
         for index, item in enumerate(prepared):
             stats.images += 1
             if isinstance(item, Exception):
                 results.append(_Result(error=_named(item, index)))
                 if on_error == "raise":
-                    queue.flush()  # what came before is not lost
+                    queue.flush()  # so that the images before this one are yielded first
             else:
                 plan, source = item
                 results.append(_Result(plan.num_tiles))
@@ -159,6 +172,7 @@ def _stream(
 def _settings(
     params: Params, config: ModelConfig, batch_size: int | None, tile_on: str | None
 ) -> tuple[Params, ModelConfig, int, bool]:
+    """Check and resolve a stream's arguments; the bool says whether images are tiled on the device."""
     if tile_on not in (None, "device", "host"):
         raise ValueError(f'tile_on must be "device", "host" or None, got {tile_on!r}.')
     config = resolve_config(config, params)
@@ -176,24 +190,32 @@ def iter_encode_images(
     cache: TileCache | None = None,
     stats: StreamStats | None = None,
     progress: bool = False,
-) -> Iterator[Float[np.ndarray, "T D"] | Exception]:
-    """Visual tokens of many images of any sizes: an array (N * T, D) each, in order and as soon as they are there.
+) -> Iterator[Float[np.ndarray, "tokens D"] | Exception]:
+    """Encode many images of any sizes; yield the visual tokens of each, in order and as soon as they are computed.
 
     Args:
-      params: with "vision_model" and "connector".
-      images: whatever `load_image` takes, from any iterable, of which only a few are held at a time.
-      batch_size: tiles in flight; None is 1 on a CPU, 8 on a TPU and 17 on a GPU.
-      on_error: what becomes of an image that cannot be read: "raise" yields what came before it and raises; "skip"
-        yields the error in its place and goes on.
-      tile_on: "device" (resampled by a jitted program, on a CPU too the faster way) or "host" (by Pillow, in the
-        threads that decode): the same bytes. None is the device, and the host with a cache. Images over the largest
-        bucket always go through the host.
-      cache: remembers tiles, so that equal ones are encoded once; looks at them on the host.
-      stats: filled in while the stream runs.
-      progress: shows a bar of images.
+      params: with "vision_model" and "connector". If they are laid out on a mesh, its devices share the tiles.
+      images: an iterable of anything that `load_image` takes. Only a few of its images are held at a time.
+      config: the model's.
+      batch_size: most tiles in flight on a device; None chooses by backend (`encode.tiles_in_flight`).
+      on_error: what happens at an image that cannot be read. "raise" first yields the images before it, then raises.
+        "skip" yields the error in the image's place and continues.
+      tile_on: where tiles are made; the bytes are the same.
+        * "device": by a jitted program. This is the faster way, on a CPU too.
+        * "host": by `tile_image_host`, in the threads that decode.
+        * None: on the device, or on the host with a `cache`.
+        Images that fit no size bucket (`image.fits_bucket`) are always tiled on the host.
+      cache: holds the tokens of tiles, so that equal tiles are encoded once. It compares tiles on the host.
+      stats: counters that are updated while the stream runs.
+      progress: whether to show a progress bar of images.
+
+    Yields:
+      A NumPy array (N * T, D) for each image: tiles row-major, the global tile last. With on_error="skip", the error of
+      an image that could not be read.
 
     Raises:
-      ImageError, FileNotFoundError: as `load_image`, with the image's index. ValueError: bad arguments, at once.
+      ImageError, FileNotFoundError: as `load_image`, with the image's index; raised when the image is reached.
+      ValueError: an argument does not fit; raised by the call itself, before the first image.
     """
     if on_error not in ("raise", "skip"):
         raise ValueError(f'on_error must be "raise" or "skip", got {on_error!r}.')
@@ -211,7 +233,7 @@ def iter_encode_images(
 
 
 def encode_images(params: Params, images: Iterable[Any], **options: Any) -> list[Any]:
-    """`iter_encode_images`, with the same options, as a list."""
+    """Return the results of `iter_encode_images` as a list; `options` are its keyword arguments."""
     return list(iter_encode_images(params, images, **options))
 
 
@@ -222,9 +244,14 @@ def warmup(
     batch_size: int | None = None,
     tile_on: str | None = None,
 ) -> None:
-    """Compiles every program that `encode_images` runs with the same arguments; after it, nothing compiles.
+    """Compile every program that `encode_images` runs with the same arguments, so that it compiles nothing later.
 
-    Nothing is executed, so it takes the compiler's time alone, and hardly that with JAX's persistent compilation
-    cache. (`encode_image` has a program of its own for each size bucket and number of tiles, compiled at first use.)
+    No program is executed. The call takes the time of the compiler, and little of that where JAX's persistent
+    compilation cache has the programs. `encode_image` is not covered: it has a program for each size bucket and number
+    of tiles, which is compiled at first use.
+
+    Args:
+      params, config, batch_size, tile_on: as in `iter_encode_images`. For a stream with a cache, which is tiled on the
+        host, tile_on="host" compiles fewer programs.
     """
     compile_programs(*_settings(params, config, batch_size, tile_on))

@@ -1,10 +1,17 @@
-"""Tiles of many images in one buffer on the device, encoded a chunk at a time by a fixed set of compiled programs.
+"""Queue the tiles of many images in a buffer on the device, and encode them by chunks, with a fixed set of programs.
 
-One program per bucket of image sizes puts an image's tiles into the buffer, one puts tiles made on the host there, and
-two encode: a chunk from its front, and a smaller one that ends the stream. Images need not align with chunks.
+| program | what it does |
+|---|---|
+| `_new_buffer` | makes the empty buffer |
+| `_append_image`, one for each size bucket | makes an image's tiles on the device and writes them at the queue's end |
+| `_append_tiles` | writes tiles made on the host at the queue's end |
+| `_encode_chunk`, one of CHUNK * batch_size tiles | encodes the front of the queue and moves the rest forward |
+| `_encode_chunk`, one of batch_size tiles | does the same at the end of the stream |
 
-On a mesh every device has a buffer of its own: an image goes to the device with the least to do, which makes its tiles
-while others make those of other images, and all encode their chunks in one program.
+A chunk may begin or end within an image.
+
+On a mesh every device has a buffer. An image goes to the device with the fewest tiles waiting, which makes the image's
+tiles while other devices make those of other images. One program then encodes a chunk on every device.
 """
 
 import collections
@@ -36,14 +43,21 @@ from multipatch_jax.image import (
 )
 from multipatch_jax.params import Params
 
-CAPACITY = MAX_GRID**2 + 1  # tiles appended at once: the most that an image in a bucket has
-CHUNK = 4  # batches in a chunk
-Deliver = Callable[[np.ndarray], None]
+CAPACITY = MAX_GRID**2 + 1  # tiles written by one append: the most that an image in a size bucket has
+CHUNK = 4  # batches of `batch_size` tiles in a chunk
+Deliver = Callable[[np.ndarray], None]  # takes the tokens (T, D) of one tile
 
 
 @dataclasses.dataclass
 class StreamStats:
-    """What a stream did, filled in while it runs."""
+    """Counters of a stream, updated while it runs.
+
+    Attributes:
+      images: images taken from the iterable, those with an error included.
+      tiles: tiles of these images.
+      encoded: tiles that the tower encoded; fewer than `tiles` with a cache.
+      padding: places in chunks that held no tile, but went through the tower all the same.
+    """
 
     images: int = 0
     tiles: int = 0
@@ -52,12 +66,12 @@ class StreamStats:
 
     @property
     def padding_waste(self) -> float:
-        """Share of the tiles that went through the tower only to fill a chunk."""
+        """Padding as a share of all that went through the tower, 0 to 1."""
         return self.padding / max(self.encoded + self.padding, 1)
 
 
 def _sharding(mesh: Mesh) -> NamedSharding:
-    """Of what every device has a share of."""
+    """Return the sharding of an array whose first axis is split over all devices of the mesh."""
     return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
 
 
@@ -68,7 +82,16 @@ def _new_buffer(*, size, tile_size, mesh):
 
 
 def _append(make_tiles, source, buffer, device, offset, steps, mesh):
-    """The buffer of one device with the tiles that `make_tiles` makes of its share of `source`; others have no work."""
+    """Write tiles into the buffer of one device, from `offset` on; the other devices keep their buffers and do nothing.
+
+    Args:
+      make_tiles: (source, steps) -> tiles.
+      source: what the tiles are made of. On a mesh, every device has a share of its first axis, and one share is used.
+      buffer: on a mesh, the buffers of all devices, concatenated by their first axis.
+      device: index of the device in the flattened mesh; not used without a mesh.
+      offset: number of tiles that already wait in the device's buffer.
+      steps: the `TilingSteps` of an image; None for tiles made on the host.
+    """
 
     def on_device(source, buffer, device, offset, steps):
         def append(buffer):
@@ -95,7 +118,7 @@ def _append_tiles(tiles, buffer, device, offset, *, mesh):
 
 @functools.partial(jax.jit, static_argnames=("size", "config", "batch_size", "mesh"), donate_argnames=("buffer",))
 def _encode_chunk(params, buffer, *, size, config, batch_size, mesh):
-    """Tokens of the first `size` tiles of every device, and the buffers without them."""
+    """Encode the first `size` tiles of every device's buffer; return their tokens, and the buffers moved forward."""
 
     def encode(params, buffer):
         return trace_encode(params, buffer[:size], config, batch_size), jnp.roll(buffer, -size, axis=0)
@@ -104,33 +127,38 @@ def _encode_chunk(params, buffer, *, size, config, batch_size, mesh):
 
 
 class TileQueue:
-    """The buffer and who waits for what is in it.
+    """Tiles that wait in a buffer on each device, and for each tile a function that receives its tokens.
 
-    Every tile comes with a function that takes its tokens, (T, D) NumPy, once they are on the host: in order, and while
-    the device works on the next chunk.
+    The functions are called with NumPy arrays (T, D), in the order of each device's tiles, while the devices encode the
+    next chunk.
     """
 
     def __init__(self, params: Params, config: ModelConfig, batch_size: int, stats: StreamStats):
         self._params, self._config, self._batch_size, self._stats = params, config, batch_size, stats
         self._chunk = CHUNK * batch_size
         self._mesh = mesh_of(params)
-        self._placeholders: dict[
-            tuple[int, ...], list[jax.Array]
-        ] = {}  # what devices are sent that have nothing to append
-        # Before anything is appended to a device's buffer there is less than a chunk in it.
+        # By shape: zeros on every device, which stand for the shares of devices that append nothing.
+        self._placeholders: dict[tuple[int, ...], list[jax.Array]] = {}
+        # A device that is appended to has less than a chunk waiting.
         size, side = self._chunk - 1 + CAPACITY, config.tiling.tile_size
         self._buffer = _new_buffer(size=size, tile_size=side, mesh=self._mesh)
-        # One function for each tile in the buffer of each device.
+        # By device: the functions of the tiles in its buffer.
         self._waiting = [collections.deque[Deliver]() for _ in range(self._mesh.size if self._mesh else 1)]
         self._running: collections.deque[tuple[jax.Array, list[list[Deliver]]]] = collections.deque()
 
     def append_image(self, padded: UInt8[np.ndarray, "H W 3"], steps: TilingSteps, deliver: Sequence[Deliver]) -> None:
-        """The tiles of an image in its bucket, made on the device."""
+        """Add an image, padded to its bucket, as tiles that the device makes.
+
+        Args:
+          padded: the image, with the sides of its bucket.
+          steps: from `tiling_steps`, for this image and bucket.
+          deliver: for each tile of the image, the function that receives its tokens.
+        """
         static = {"config": self._config, "resize_implementation": default_resize_implementation()}
         self._append(functools.partial(_append_image, steps=steps, **static), padded, deliver)
 
     def append_tiles(self, tiles: UInt8[np.ndarray, "N M M 3"], deliver: Sequence[Deliver]) -> None:
-        """Tiles made on the host, any number."""
+        """Add any number of tiles made on the host, with a function for each that receives its tokens."""
         for start in range(0, len(tiles), CAPACITY):
             piece = tiles[start : start + CAPACITY]
             padded = np.zeros((CAPACITY, *tiles.shape[1:]), np.uint8)
@@ -138,7 +166,7 @@ class TileQueue:
             self._append(_append_tiles, padded, deliver[start : start + CAPACITY])
 
     def flush(self) -> None:
-        """Encodes and delivers all that is left."""
+        """Encode and deliver all tiles that are left."""
         while any(self._waiting):
             self._encode(self._batch_size)
         while self._running:
@@ -153,7 +181,7 @@ class TileQueue:
             self._encode(self._chunk)
 
     def _send(self, source: np.ndarray, device: int) -> Any:
-        """An array of a share for every device: `source` for one, what lies there already for the others."""
+        """Send `source` to one device, as its share of an array over all devices; the other shares are placeholders."""
         if self._mesh is None:
             return source
         devices = list(self._mesh.devices.flat)
@@ -173,7 +201,7 @@ class TileQueue:
         encoded = sum(map(len, deliver))
         self._stats.encoded += encoded
         self._stats.padding += len(tokens) - encoded
-        if len(self._running) > 1:  # the devices have the new chunk to work on: time to cut the old one apart
+        if len(self._running) > 1:  # deliver the chunk before, while the devices encode this one
             self._deliver()
 
     def _deliver(self) -> None:
@@ -185,19 +213,20 @@ class TileQueue:
 
 
 def compile_programs(params: Params, config: ModelConfig, batch_size: int, on_device: bool) -> None:
-    """Compiles all that a `TileQueue` of these settings will run; executes nothing."""
+    """Compile all programs that a `TileQueue` of these settings runs, without running any."""
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count(), "multipatch") as pool:
-        # XLA compiles, or reads from the persistent cache, while the next program is traced.
+        # A thread compiles a program, or reads it from the persistent cache, while this one traces the next.
         compiling = [pool.submit(program.compile) for program in _lowered(params, config, batch_size, on_device)]
     for program in compiling:
         program.result()
 
 
 def _lowered(params: Params, config: ModelConfig, batch_size: int, on_device: bool) -> Iterator[jax.stages.Lowered]:
+    """Yield the queue's programs, traced and lowered for arguments like those that `TileQueue` passes."""
     mesh = mesh_of(params)
     sharding, devices = (_sharding(mesh), mesh.size) if mesh else (None, 1)
 
-    def shares(*shape):  # NumPy's where there is one device: what is sent there has no place yet
+    def shares(*shape):  # on a single device, the queue passes NumPy arrays, which have no sharding
         shape = (devices * shape[0], *shape[1:])
         return jax.ShapeDtypeStruct(shape, np.uint8, sharding=sharding) if mesh else np.empty(shape, np.uint8)
 

@@ -1,4 +1,4 @@
-"""TILES"""
+"""Encode tiles: the function of one tile, its map over many tiles and devices, and the public calls."""
 
 import functools
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from multipatch_jax.presets import SMOLVLM_256M
 
 
 def pad_to_multiple(arrays: Any, of: int) -> Any:
-    """The leading axis filled up with copies of its first entry."""
+    """Extend the leading axis of every array to a multiple of `of`, with copies of its first entry."""
     padding = -len(jax.tree.leaves(arrays)[0]) % of
     if not padding:
         return arrays
@@ -28,16 +28,20 @@ def pad_to_multiple(arrays: Any, of: int) -> Any:
 
 
 def map_tiles(function: Callable[[Any], Any], arrays: Any, batch_size: int) -> Array:
-    """`function` over the leading axis of `arrays`, up to `batch_size` at a time by vmap, one batch after another."""
+    """Apply `function` to every entry of the leading axis of `arrays`, and stack the results.
+
+    The entries are processed in batches of one size, at most `batch_size`: a `vmap` within a batch, and a scan over the
+    batches.
+    """
     num_tiles = len(jax.tree.leaves(arrays)[0])
     batches = -(-num_tiles // batch_size)
-    batch_size = -(-num_tiles // batches)  # 17 tiles, 8 in flight, are three batches of 6 rather than of 8
-    arrays = pad_to_multiple(arrays, batch_size)  # a remainder would be a second copy of the whole program
+    batch_size = -(-num_tiles // batches)  # 17 tiles with batch_size 8 are 3 batches of 6, not of 8: less padding
+    arrays = pad_to_multiple(arrays, batch_size)  # `lax.map` compiles a remainder as a second copy of the program
     mapped = jax.lax.map(function, arrays, batch_size=batch_size if batch_size > 1 else None)
     return mapped[:num_tiles]
 
 
-@functools.partial(jax.jit, static_argnames=("config",))  # so that programs of several sizes trace the tower once
+@functools.partial(jax.jit, static_argnames=("config",))  # so that the programs of all sizes share one trace
 def _encode_tile(params, tile, *, config):
     module = MultiPatchVisionProcessor(config)
     return module.apply({"params": params}, normalize(tile).astype(config.dtype))
@@ -46,10 +50,20 @@ def _encode_tile(params, tile, *, config):
 def trace_encode(
     params: Params, tiles: UInt8[Array, "N M M 3"], config: ModelConfig, batch_size: int, mesh: Mesh | None = None
 ) -> Array:
-    """The traced heart of all: normalise -> tower -> pixel unshuffle -> projection, mapped over tiles.
+    """Encode tiles inside a trace: normalise, vision tower, pixel unshuffle, projection.
 
-    On a mesh the tiles are shared out first and mapped over by each device: the other way round, every device would be
-    sent all of them.
+    Every encoding program calls this function. On a mesh, the tiles are split over the devices first, and then each
+    device maps over its own. In the other order, XLA would send all tiles to every device.
+
+    Args:
+      params: with "vision_model" and "connector".
+      tiles: any number of them.
+      config: from `resolve_config`.
+      batch_size: most tiles in flight on a device.
+      mesh: from `mesh_of`; None for a single device.
+
+    Returns:
+      (N, T, D) in `config.dtype`.
     """
 
     def encode(params, tiles):
@@ -61,7 +75,7 @@ def trace_encode(
 
 @functools.partial(jax.jit, static_argnames=("config", "batch_size", "mesh"))
 def encode_tiles_program(params, tiles, *, config, batch_size, mesh):
-    """The program of `encode_tiles`, of arguments that are checked and resolved already."""
+    """The jitted program of `encode_tiles`, for arguments that are checked and resolved already."""
     return trace_encode(params, tiles, config, batch_size, mesh)
 
 
@@ -72,15 +86,19 @@ def encode_tiles(
     config: ModelConfig = SMOLVLM_256M,
     batch_size: int | None = None,
 ) -> Float[Array, "N T D"]:
-    """Visual tokens of tiles, as `tile_image` or `tile_image_host` make them.
+    """Encode tiles as visual tokens.
 
     Args:
-      params: with "vision_model" and "connector"; laid out on a mesh, its devices share the tiles out.
-      tiles: uint8, M = config.tiling.tile_size.
-      batch_size: most tiles in flight on a device; None is 1 on a CPU, 8 on a TPU and 17 on a GPU.
+      params: with "vision_model" and "connector". If they are laid out on a mesh, its devices share the tiles.
+      tiles: at least one, as `tile_image` or `tile_image_host` makes them: uint8, M = config.tiling.tile_size.
+      config: the model's.
+      batch_size: most tiles in flight on a device; None chooses by backend (`encode.tiles_in_flight`).
 
     Returns:
-      (N, tokens_per_tile, D_text).
+      (N, T, D), T being config.tiling.tokens_per_tile, in `config.dtype` or, if that is None, the dtype of the params.
+
+    Raises:
+      ValueError: `tiles` or `params` do not fit `config`, or `batch_size` is not a positive integer.
     """
     check_tiles(tiles, config)
     config, params = resolve_config(config, params), model_params(params)
@@ -106,17 +124,24 @@ def vision_features(
     *,
     config: ModelConfig = SMOLVLM_256M,
     pixel_attention_mask: Bool[Array, "N M M"] | Bool[np.ndarray, "N M M"] | None = None,
-) -> Float[Array, "N P D"]:
-    """Features of the vision tower, after `post_layernorm`, before the connector.
+) -> Float[Array, "N P C"]:
+    """Compute the features of the vision tower: after its `post_layernorm`, before the connector.
+
+    The tiles are computed one after another.
 
     Args:
       params: with "vision_model".
-      pixel_values: normalised pixels (about -1 to 1), channels last. Any multiple of the patch size is a tile here.
-      pixel_attention_mask: True for real pixels of partly filled tiles; None when all are real. Features of patches
-        without a real pixel mean nothing, and no real patch depends on them.
+      pixel_values: normalised pixels (about -1 to 1), channels last. M may be any multiple of the patch size, not only
+        config.tiling.tile_size.
+      config: the model's.
+      pixel_attention_mask: True for the real pixels of partly filled tiles; None if all pixels are real. A patch
+        without a real pixel has meaningless features, and the other patches do not depend on it.
 
     Returns:
-      (N, patches, D_vision), patches row-major.
+      (N, P, C), the patches row-major, in `config.dtype` or, if that is None, the dtype of the params.
+
+    Raises:
+      ValueError: shapes or dtypes do not fit, or `params` are not of this config.
     """
     check_array("pixel_values", pixel_values, ("N", "M", "M", 3), np.floating)
     if pixel_attention_mask is not None:
@@ -126,6 +151,6 @@ def vision_features(
 
 
 def check_tiles(tiles: Any, config: ModelConfig) -> None:
-    """Raises a ValueError for tiles that are not uint8 (N, M, M, 3) of the config's size."""
+    """Raise a ValueError unless `tiles` are uint8 (N, M, M, 3), N at least 1 and M = config.tiling.tile_size."""
     side = config.tiling.tile_size
     check_array("tiles", tiles, ("N", side, side, 3), np.uint8)

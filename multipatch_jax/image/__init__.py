@@ -1,4 +1,4 @@
-"""Any image -> uint8 RGB pixels -> the geometry of its tiles -> its tiles, on the device or on the host."""
+"""From an image to its tiles: load it as uint8 RGB, plan its tiles, resize it and cut it, on the device or the host."""
 
 from multipatch_jax.image.bucket import (
     BUCKETS,

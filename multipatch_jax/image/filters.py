@@ -1,4 +1,13 @@
-"""FILTERS"""
+"""The integer weights of a resize: how much each source pixel counts for each output pixel, as in the reference.
+
+A resize is two passes, one along each axis. In a pass, every output pixel is a weighted sum of neighbouring source
+pixels. The weights are computed on the host in float64, with the order of operations of the reference (Pillow's
+`Resample.c`, torch's `UpSampleKernel.cpp`), and rounded to integers. The host (`host.py`) and the device (`resize.py`)
+then only add products of integers, so they give the reference's bytes.
+
+A filter is one formula and one reach (`SUPPORT`). A resampler says how weights are rounded (`axis_weights`) and which
+pass comes first (`vertical_first`).
+"""
 
 import functools
 import math
@@ -7,12 +16,18 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array, Int32
 
-SHIFT = 22  # weights are integers in units of 2**-22
-SUPPORT = {"lanczos": 3, "bicubic": 2, "bilinear": 1}  # how far a filter reaches to each side, in pixels
+SHIFT = 22  # bits after the binary point: weights are integers in units of 2**-22
+# How far a filter reaches to each side, in pixels of the coarser one of the two grids.
+SUPPORT = {"lanczos": 3, "bicubic": 2, "bilinear": 1}
 
 
 class AxisWeights(NamedTuple):
-    """One pass: output i is the sum over t of `weights[i, t] * x[starts[i] + t]`, in units of 2**-22."""
+    """The weights of one pass, in units of 2**-22: output i is the sum over t of `weights[i, t] * x[starts[i] + t]`.
+
+    Attributes:
+      starts: the first source pixel that each output reads.
+      weights: one row per output. Rows with fewer taps than the longest one end in zeros.
+    """
 
     starts: Int32[Array | np.ndarray, " out"]
     weights: Int32[Array | np.ndarray, "out taps"]
@@ -20,7 +35,7 @@ class AxisWeights(NamedTuple):
 
 def _sinc(x: np.ndarray) -> np.ndarray:
     x = x * math.pi
-    # The C library's sine, as in the reference: NumPy's own may differ in the last bit on some processors.
+    # The sine of the C library, as in the reference. NumPy's own may differ in the last bit on some processors.
     sine = np.fromiter(map(math.sin, x.ravel().tolist()), np.float64, x.size).reshape(x.shape)
     return np.where(x == 0, 1.0, sine / np.where(x == 0, 1.0, x))
 
@@ -29,7 +44,7 @@ def _lanczos(x: np.ndarray) -> np.ndarray:
     return np.where((x >= -3) & (x < 3), _sinc(x) * _sinc(x / 3), 0.0)
 
 
-def _bicubic(x: np.ndarray) -> np.ndarray:  # Keys, a = -0.5
+def _bicubic(x: np.ndarray) -> np.ndarray:  # Keys' cubic convolution with a = -0.5
     x = np.abs(x)
     inner = (1.5 * x - 2.5) * x * x + 1
     outer = (((x - 5) * x + 8) * x - 4) * -0.5
@@ -45,12 +60,16 @@ _FORMULAS = {"lanczos": _lanczos, "bicubic": _bicubic, "bilinear": _bilinear}
 
 @functools.lru_cache(maxsize=256)
 def axis_weights(in_size: int, out_size: int, filter: str = "lanczos", resampler: str = "pillow") -> AxisWeights:
-    """The weights of one pass from `in_size` to `out_size` pixels, equal to the reference's.
+    """Compute the weights of one pass from `in_size` to `out_size` pixels, equal to the reference's.
 
     Args:
-      in_size, out_size: pixels. Equal sizes give the identity, since the reference skips such a pass.
+      in_size, out_size: pixels. Equal sizes give the identity, because the reference skips such a pass.
       filter: "lanczos", "bicubic" (a = -0.5) or "bilinear".
-      resampler: "pillow" and "pillow12" keep 22 bits of a weight; "torchvision" as many as fit an int16.
+      resampler: decides to how many bits after the binary point the weights are rounded: 22 with "pillow" and
+        "pillow12"; with "torchvision" as many, for each pass, as let its largest weight fit an int16.
+
+    Returns:
+      `AxisWeights` of NumPy arrays. Results are cached and shared, so their arrays must not be changed.
     """
     if in_size == out_size:
         return AxisWeights(np.arange(out_size, dtype=np.int32), np.full((out_size, 1), 1 << SHIFT, np.int32))
@@ -63,18 +82,18 @@ def axis_weights(in_size: int, out_size: int, filter: str = "lanczos", resampler
     tap = np.arange((high - low).max())
     weights = _FORMULAS[filter]((tap + low[:, None] - center[:, None] + 0.5) * (1.0 / stretch))
     weights = np.where(tap < (high - low)[:, None], weights, 0.0)
-    weights /= np.cumsum(weights, axis=1)[:, -1:]  # cumsum adds from left to right, as the reference; sum does not
+    weights /= np.cumsum(weights, axis=1)[:, -1:]  # cumsum adds from left to right, as in the reference; sum does not
     bits = _int16_bits(weights.max()) if resampler == "torchvision" else SHIFT
     weights *= 1 << bits
     integers = np.trunc(weights + np.copysign(0.5, weights)).astype(np.int32) << (SHIFT - bits)
     low = low.astype(np.int32)
     for array in (low, integers):
-        array.setflags(write=False)  # shared through the cache
+        array.setflags(write=False)  # the cache shares them
     return AxisWeights(low, integers)
 
 
 def _int16_bits(largest: float) -> int:
-    """torch's precision of a pass: the most bits with which its largest weight is still an int16."""
+    """Return torch's bits after the binary point: the most, up to 22, with which the largest weight fits an int16."""
     bits = 0
     while bits < SHIFT and int(0.5 + largest * (1 << (bits + 1))) < 1 << 15:
         bits += 1
@@ -82,7 +101,10 @@ def _int16_bits(largest: float) -> int:
 
 
 def pad_axis_weights(filter: AxisWeights, out_size: int, taps: int) -> AxisWeights:
-    """Zero weights up to a static number of outputs and taps; the added outputs are 0."""
+    """Pad weights with zeros to `out_size` outputs of `taps` taps each, so that their shape is static.
+
+    The added outputs come out as 0.
+    """
     extra = out_size - len(filter.starts)
     return AxisWeights(
         np.pad(filter.starts, (0, extra), mode="edge"),
@@ -91,6 +113,14 @@ def pad_axis_weights(filter: AxisWeights, out_size: int, taps: int) -> AxisWeigh
 
 
 def vertical_first(in_size: tuple[int, int], out_size: tuple[int, int], resampler: str) -> bool:
-    """Whether the vertical pass comes first: in Pillow 13 where that saves work, never elsewhere."""
+    """Return whether the vertical pass comes before the horizontal one, which changes the rounding.
+
+    Pillow 13 goes vertical first if the height shrinks, and by more than twice as many pixels as the width. The other
+    resamplers always go horizontal first.
+
+    Args:
+      in_size, out_size: (height, width) in pixels.
+      resampler: "pillow" (Pillow 13), "pillow12" or "torchvision".
+    """
     fewer_rows, fewer_cols = in_size[0] - out_size[0], in_size[1] - out_size[1]
     return resampler == "pillow" and fewer_rows > 0 and fewer_rows > 2 * fewer_cols

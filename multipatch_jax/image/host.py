@@ -1,4 +1,8 @@
-"""HOST"""
+"""Tile an image on the host, with the same bytes as on the device.
+
+Pillow resizes, in a few threads. NumPy does it for the "torchvision" resampler, whose rounding Pillow does not have.
+These functions run no JAX computation, so data-loading workers can call them.
+"""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -12,11 +16,20 @@ from multipatch_jax.config import TilingConfig
 from multipatch_jax.image.filters import SHIFT, axis_weights, vertical_first
 from multipatch_jax.image.plan import plan_tiles, resize_sizes
 
-_MAX_THREADS = 4  # of one `tile_image_host`; data-loading workers run several
+_MAX_THREADS = 4  # of one call of `tile_image_host`; few, because data-loading workers make several calls at once
 
 
 def check_image(image: Any, kinds: type | tuple[type, ...], what: str) -> None:
-    """Raises a ValueError unless an image is one of `kinds` of arrays, uint8 of shape (H, W, 3)."""
+    """Check that an image is a uint8 array of shape (H, W, 3) and an instance of `kinds`.
+
+    Args:
+      image: what the user passed.
+      kinds: the array types that are allowed.
+      what: name of these types, for the error message.
+
+    Raises:
+      ValueError: the image is something else.
+    """
     shape, dtype = tuple(getattr(image, "shape", ())), getattr(image, "dtype", None)
     if isinstance(image, kinds) and dtype == np.uint8 and len(shape) == 3 and shape[2] == 3:
         return
@@ -26,7 +39,10 @@ def check_image(image: Any, kinds: type | tuple[type, ...], what: str) -> None:
 
 
 def _pillow_pass(x: np.ndarray, axis: int, size: int, filter: str, pool: ThreadPoolExecutor) -> np.ndarray:
-    """One pass by Pillow, a strip a thread; Pillow lets go of the interpreter while it works."""
+    """Resize along one axis to `size` pixels with Pillow, one strip per thread.
+
+    Threads help because Pillow releases the interpreter's lock while it resizes.
+    """
 
     def one_strip(strip):
         shape = (strip.shape[1], size) if axis == 0 else (size, strip.shape[0])
@@ -39,7 +55,7 @@ def _pillow_pass(x: np.ndarray, axis: int, size: int, filter: str, pool: ThreadP
 def _resize_host(x: np.ndarray, out_size: tuple[int, int], tiling: TilingConfig, pool: ThreadPoolExecutor):
     if tiling.resampler == "torchvision":
         return resize_host(x, out_size, tiling.filter, tiling.resampler)
-    # Each pass is a resize of its own, so that their order is ours and not that of the Pillow at hand.
+    # One call of Pillow for each pass: within one call, the order of passes would depend on the installed Pillow.
     for axis in (0, 1) if vertical_first(x.shape[:2], out_size, tiling.resampler) else (1, 0):
         if x.shape[axis] != out_size[axis]:
             x = _pillow_pass(x, axis, out_size[axis], tiling.filter, pool)
@@ -49,17 +65,19 @@ def _resize_host(x: np.ndarray, out_size: tuple[int, int], tiling: TilingConfig,
 def tile_image_host(
     image: UInt8[np.ndarray, "H W 3"], tiling: TilingConfig = TilingConfig()
 ) -> UInt8[np.ndarray, "N M M 3"]:
-    """The tiles of an image, cut on the host with Pillow; JAX is not called, so that data-loading workers can.
+    """Cut an image of any size into its tiles on the host.
+
+    It runs no JAX computation, so data-loading workers can call it.
 
     Args:
-      image: RGB pixels.
+      image: RGB pixels, such as `load_image` returns.
       tiling: the model's `config.tiling`.
 
     Returns:
-      What `tile_image` returns, byte for byte, for an image of any size.
+      The tiles, row by row, and the global tile last if the image has one: the bytes that `tile_image` returns.
 
     Raises:
-      ValueError: not a NumPy uint8 array of shape (H, W, 3).
+      ValueError: `image` is not a NumPy uint8 array of shape (H, W, 3), or has no pixels.
     """
     check_image(image, np.ndarray, "a NumPy array")
     plan = plan_tiles(image.shape[0], image.shape[1], tiling)
@@ -80,20 +98,29 @@ def tile_image_host(
     return tiles
 
 
-_ROWS = 8
+_ROWS = 8  # output rows computed at a time, which stay in cache
 
 
 def resize_host(
     image: UInt8[np.ndarray, "H W 3"], out_size: tuple[int, int], filter: str, resampler: str
-) -> UInt8[np.ndarray, "h w 3"]:
-    """A whole resize in NumPy, slow: for what no library at hand does."""
+) -> UInt8[np.ndarray, "H_out W_out 3"]:
+    """Resize an image in NumPy, to the byte as the resampler does.
+
+    It is slow, so `tile_image_host` only calls it for "torchvision", which Pillow cannot reproduce.
+
+    Args:
+      image: RGB pixels.
+      out_size: (height, width) of the result, in pixels.
+      filter: "lanczos", "bicubic" or "bilinear".
+      resampler: "pillow", "pillow12" or "torchvision".
+    """
     for axis in (0, 1) if vertical_first(image.shape[:2], out_size, resampler) else (1, 0):
         if image.shape[axis] == out_size[axis]:
             continue
         starts, weights = axis_weights(image.shape[axis], out_size[axis], filter, resampler)
         x = image.swapaxes(0, axis)
         out = np.empty((out_size[axis], *x.shape[1:]), np.uint8)
-        for block in (slice(i, i + _ROWS) for i in range(0, len(out), _ROWS)):  # a few rows stay in cache
+        for block in (slice(i, i + _ROWS) for i in range(0, len(out), _ROWS)):
             total = np.full(out[block].shape, 1 << (SHIFT - 1), np.int32)
             for tap in range(weights.shape[1]):
                 total += x[np.minimum(starts[block] + tap, len(x) - 1)] * weights[block, tap, None, None]

@@ -1,11 +1,13 @@
-"""Anything a user holds -> uint8 RGB: files, bytes, PIL images and arrays, with clear errors for what is none of these.
+"""Load an image as uint8 RGB pixels: from a file, bytes, a PIL image or an array.
 
-Conversion to RGB is the reference's `do_convert_rgb` (transformers 5.23, PIL backend): transparency goes over opaque
-white, every other mode through Pillow's `convert("RGB")`, so that a 16-bit image is clipped at 255, not scaled.
+The conversion to RGB is the reference's `do_convert_rgb` (transformers 5.23, PIL backend). An image with transparency
+is composited over opaque white. Every other mode goes through Pillow's `convert("RGB")`, which clips a 16-bit image at
+255 and does not scale it.
 
-Everything here is safe to call from several threads. That is why Pillow's warnings (damaged metadata, mostly) are left
-to the caller's filters: `warnings.catch_warnings` swaps global state, and two threads that leave it in the wrong order
-would lose the caller's filters for good. A filter that makes an error of Pillow's warning makes an `ImageError` here.
+Several threads may call `load_image` at once. For that reason Pillow's warnings, mostly about damaged metadata, are not
+suppressed here: `warnings.catch_warnings` saves and restores global state, and two threads that overlap could restore
+it in the wrong order and lose the caller's filters for good. Where the caller's filters turn a warning of Pillow into
+an error, `load_image` raises an `ImageError`.
 """
 
 import contextlib
@@ -19,8 +21,8 @@ from jaxtyping import UInt8
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 FLOAT_DTYPES = ("float16", "float32", "float64", "bfloat16")
-STRIP_PIXELS = 2**18  # 1 MB at Pillow's 4 bytes a pixel: a strip stays in cache through its conversions
-TRANSPOSE = {  # EXIF orientation -> what makes the image upright; 1 is upright
+STRIP_PIXELS = 2**18  # pixels converted at a time: 1 MB at Pillow's 4 bytes a pixel, which stays in cache
+TRANSPOSE = {  # EXIF orientation -> what turns the image upright; orientation 1 is upright already
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -32,29 +34,32 @@ TRANSPOSE = {  # EXIF orientation -> what makes the image upright; 1 is upright
 
 
 class ImageError(ValueError):
-    """The source is not an image, is damaged, or is refused; the message says which and what to do."""
+    """An image cannot be used: it is damaged, refused, or no image at all. The message says which, and what to do."""
 
 
 def load_image(source: Any, *, exif_transpose: bool = False) -> UInt8[np.ndarray, "H W 3"]:
-    """The pixels of one image, 8-bit RGB.
+    """Load one image as 8-bit RGB pixels.
 
     Args:
       source: one of
-        * a path, the bytes of a file, or a file object open for reading bytes (read from its beginning, left open). The
-          first frame of an animation, upright by its EXIF orientation, transparency over white. (Given a path, the
-          reference drops alpha instead, and shows the colours that it hid.)
-        * a `PIL.Image.Image` of any mode, its current frame.
-        * a NumPy or JAX array (H, W, C), C being 1 (grey), 3 (RGB) or 4 (RGBA, over white): uint8, or a float type in
-          [0, 1], which is multiplied by 255 and truncated. The layout is never guessed, nor is the range.
-      exif_transpose: whether a PIL image is turned upright by its EXIF orientation, which the reference does not do.
+        * a file: a path, the bytes of a file, or a binary file object (read from its beginning if it can seek, and left
+          open). Of an animation the first frame is loaded. The image is turned upright by its EXIF orientation and
+          transparency is composited over white. (The reference, given a path, drops the alpha channel instead, which
+          shows the colours that it hid.)
+        * a `PIL.Image.Image` of any mode: its current frame, transparency over white.
+        * a NumPy or JAX array (H, W, channels) with 1 channel (grey), 3 (RGB) or 4 (RGBA, composited over white):
+          uint8, or a float type with values in [0, 1], which are multiplied by 255 and truncated. Neither the layout
+          nor the range of values is ever guessed. A traced JAX array has no values, so JAX refuses it.
+      exif_transpose: whether to turn a PIL image upright by its EXIF orientation. The reference does not.
 
     Returns:
-      A C-contiguous array. A uint8 RGB array comes back as it is, without a copy, where it is contiguous.
+      A C-contiguous array. A C-contiguous uint8 RGB array is returned as it is, without a copy.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      ImageError: the source cannot be decoded, or is refused: more than `PIL.Image.MAX_IMAGE_PIXELS` pixels in a file,
-        no pixels at all, an array with another shape, dtype or range, or something else altogether.
+      FileNotFoundError: the path does not exist.
+      ImageError: the image cannot be opened or decoded, or is refused: a file with more than
+        `PIL.Image.MAX_IMAGE_PIXELS` pixels, a PostScript file, an image without pixels, an array of another shape,
+        dtype or range, or a source of another type.
     """
     if isinstance(source, Image.Image):
         filename = getattr(source, "filename", "")
@@ -65,7 +70,7 @@ def load_image(source: Any, *, exif_transpose: bool = False) -> UInt8[np.ndarray
     if isinstance(source, (str, os.PathLike)):
         name = f"Image file {os.fspath(source)!r}"
         try:
-            # Pillow, given the path, may map the file, and a mapped file that another program cuts kills the process.
+            # Given a path, Pillow may map the file into memory; if another program truncates it, this process dies.
             file = open(source, "rb")
         except FileNotFoundError as error:
             raise FileNotFoundError(error.errno, "No such image file (URLs are not fetched)", error.filename) from None
@@ -84,7 +89,7 @@ def load_image(source: Any, *, exif_transpose: bool = False) -> UInt8[np.ndarray
 
 @contextlib.contextmanager
 def _pillow_errors(name: str) -> Iterator[None]:
-    """Turns whatever Pillow's decoders raise on broken input into an `ImageError` about `name`."""
+    """Turn any exception that Pillow raises inside the block into an `ImageError` whose message starts with `name`."""
     try:
         yield
     except ImageError:
@@ -112,7 +117,7 @@ def _from_file(file: Any, name: str) -> UInt8[np.ndarray, "H W 3"]:
             what = f"is damaged, or no image that Pillow knows: it starts with {start!r}" if start else "is empty"
             raise ImageError(f"{name} {what}.") from None
         with image:
-            # Pillow only warns up to twice its limit; looking ourselves needs no change to the warning filters.
+            # Between its limit and twice its limit Pillow only warns; this check leaves the warning filters alone.
             limit, pixels = Image.MAX_IMAGE_PIXELS, image.width * image.height
             if limit is not None and pixels > limit:
                 raise Image.DecompressionBombError(f"{pixels} pixels exceed the limit of {limit}.")
@@ -124,7 +129,7 @@ def _from_file(file: Any, name: str) -> UInt8[np.ndarray, "H W 3"]:
 def _orientation(image: Image.Image) -> Any:
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # damaged EXIF data says nothing about the pixels, which may be perfectly good
+    except Exception:  # the EXIF data are damaged, but the pixels may be good
         return 1
 
 
@@ -174,8 +179,11 @@ def _from_array(array: np.ndarray) -> UInt8[np.ndarray, "H W 3"]:
 
 
 def _float_to_uint8(array: np.ndarray) -> np.ndarray:
-    """[0, 1] to 0..255 with the reference's roundings: RGBA over white first, product to float32, then truncation."""
-    if array.dtype.name == "bfloat16":  # unknown to the reference; each one is a float32
+    """Convert floats in [0, 1] to uint8 with the reference's roundings; RGBA is composited over white first.
+
+    Values are multiplied by 255, rounded to float32 and truncated.
+    """
+    if array.dtype.name == "bfloat16":  # the reference does not know bfloat16; float32 holds every bfloat16 value
         array = array.astype(np.float32)
     low, high = array.min(), array.max()
     if not (low >= 0 and high <= 1):  # NaN fails both

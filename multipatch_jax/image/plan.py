@@ -1,7 +1,7 @@
-"""The geometry of an image's tiles, from its height and width alone: pure integers, no pixels.
+"""Plan the tiles of an image from its height and width alone, without its pixels.
 
-The arithmetic is the reference's (`Idefics3ImageProcessor`, transformers 5.23), float64 divisions and truncations
-included, because a rounding done otherwise is a wrong number of `<image>` tokens for some sizes.
+The arithmetic is that of the reference (`Idefics3ImageProcessor`, transformers 5.23), with the same float64 divisions
+and truncations to integers. Any other rounding would give a wrong number of `<image>` tokens for some sizes.
 """
 
 import dataclasses
@@ -10,20 +10,23 @@ import math
 from multipatch_jax.arguments import require_positive
 from multipatch_jax.config import TilingConfig
 
-MAX_IMAGE_SIZE = 4096  # the reference never resizes a side beyond this
+MAX_IMAGE_SIZE = 4096  # pixels; resize 1 makes no side longer than this, as in the reference
 
 
 @dataclasses.dataclass(frozen=True)
 class TilePlan:
-    """What happens to one image. Sizes are (height, width) in pixels.
+    """The sizes that one image goes through and the tiles that it becomes. Sizes are (height, width) in pixels.
 
     Attributes:
-      height, width: the source.
-      resized: size after resize 1, which keeps the aspect ratio.
-      stretched: size after resize 2, multiples of the tile size: what the tiles are cut from.
-      rows, cols: the grid; both 0 when the image is one tile and not split, as in the reference.
-      num_tiles: tiles, the global one included.
-      num_tokens: `<image>` tokens, without the markers around them.
+      height, width: size of the image.
+      resized: size after resize 1, which keeps the aspect ratio (up to rounding). The size of the image if resize 1 is
+        left out.
+      stretched: size after resize 2, in which both sides are multiples of the tile size; tiles are cut from this. The
+        size of one tile if the config does not split images.
+      rows, cols: the grid of tiles. Both are 0 for an image that becomes one tile, as in the reference.
+      num_tiles: number of tiles, global tile included.
+      num_tokens: number of visual tokens, which is the number of `<image>` tokens in the prompt. The markers around
+        them are not counted.
     """
 
     height: int
@@ -37,12 +40,16 @@ class TilePlan:
 
     @property
     def has_global_tile(self) -> bool:
-        """Whether the last tile is the whole picture beside its parts."""
+        """Whether the image is split and its last tile is the global tile, the whole picture."""
         return self.rows > 0 and self.num_tiles > self.rows * self.cols
 
 
 def _resize_longest_edge(height: int, width: int, longest_edge: int) -> tuple[int, int]:
-    """Resize 1: the longer side to `longest_edge`, the other by the aspect ratio and up to even."""
+    """Return the (height, width) after resize 1: the longer side becomes `longest_edge`, the aspect ratio stays.
+
+    The other side is truncated, then raised to an even number. If the longer side is then above MAX_IMAGE_SIZE, it is
+    lowered to MAX_IMAGE_SIZE and the other side follows, truncated and not made even. No side is less than 1.
+    """
     aspect = width / height
     if width >= height:
         height, width = int(longest_edge / aspect), longest_edge
@@ -61,7 +68,10 @@ def _resize_longest_edge(height: int, width: int, longest_edge: int) -> tuple[in
 
 
 def _stretch_to_tiles(height: int, width: int, tile_size: int) -> tuple[int, int]:
-    """Resize 2: both sides up to multiples of the tile; the aspect ratio gives way."""
+    """Return the (height, width) after resize 2: the longer side is rounded up to a multiple of the tile size.
+
+    The other side follows by the aspect ratio and is rounded up too, so the aspect ratio is not kept exactly.
+    """
 
     def up(pixels: int) -> int:
         return math.ceil(pixels / tile_size) * tile_size
@@ -88,10 +98,10 @@ def _plan(height: int, width: int, tiling: TilingConfig, longest_edge: int) -> T
 
 
 def plan_tiles(height: int, width: int, tiling: TilingConfig = TilingConfig()) -> TilePlan:
-    """The tiles of an image of `height` x `width` pixels.
+    """Plan the tiles of an image of `height` x `width` pixels.
 
     Args:
-      height, width: positive integers.
+      height, width: pixels, at least 1.
       tiling: the model's `config.tiling`.
 
     Raises:
@@ -108,7 +118,12 @@ def plan_tiles(height: int, width: int, tiling: TilingConfig = TilingConfig()) -
 
 
 def resize_sizes(plan: TilePlan, tiling: TilingConfig) -> list[tuple[tuple[int, int], tuple[int, int]] | None]:
-    """(in, out) sizes of the three resizes; None for one that the configuration does without."""
+    """Return the input and output size of each of the three resizes; None for a resize that the config leaves out.
+
+    The three are resize 1 (to the longest edge), resize 2 (to multiples of the tile size) and resize 3 (to one tile:
+    the global tile, or the only tile if the config does not split images). Resize 3 is given even for an image that
+    becomes one tile and so needs no global tile: the program of a bucket then serves both kinds.
+    """
     tile = (tiling.tile_size, tiling.tile_size)
     split = tiling.do_image_splitting
     return [

@@ -1,8 +1,16 @@
-"""The reference's resize, to the byte: two integer passes with a rounding to 8 bits between them.
+"""Resize an image on the device, byte for byte as the reference does.
 
-A pass is a sparse matrix along one axis: every output pixel is a weighted sum of neighbouring source pixels. Weights
-are made on the host in float64 with the reference's own order of operations (Pillow's `Resample.c`, torch's
-`UpSampleKernel.cpp`) and rounded to integers. From then on they are data: the device never computes a weight.
+A resize is two passes, one along each axis, each rounded to 8 bits. A pass is a product with a sparse matrix of
+integers: every output pixel is a weighted sum of neighbouring source pixels. The weights come from the host
+(`filters.py`) as arrays; the device never computes one.
+
+A pass has two forms that give the same bytes:
+
+* "gather" (`_gather_pass`), for CPUs: for every tap, gather the pixels and add their products.
+* "banded" (`_banded_pass`), for accelerators: matrix products with dense blocks of the sparse matrix.
+
+Images and weights may be padded to a bucket, so both forms take an argument `real`: the (height, width) of the valid
+region of their result. Pixels beyond it are never used and need not be computed.
 """
 
 import functools
@@ -18,13 +26,22 @@ from jaxtyping import Array, Bool, Int32, UInt8
 
 from multipatch_jax.image.filters import SHIFT, SUPPORT, AxisWeights
 
-_BLOCK = 128  # outputs of a block of the banded form: the side of a TPU's matrix unit
-_ROWS = 8  # rows of a block of the gather form: an L1 cache's ways, as row strides are often powers of 2
-_MAX_BANDED_TAPS = 514
+_BLOCK = 128  # outputs in a block of the banded form: the side of a TPU's matrix unit
+# Rows in a block of the gather form: the number of ways of an L1 cache. Row strides are often powers of 2, and then all
+# rows fall into the same set of the cache, which holds one row per way.
+_ROWS = 8
+_MAX_BANDED_TAPS = 514  # with more, float32 sums would not be exact: see `_banded_pass`
 
 
 class ResizeStep(NamedTuple):
-    """One resize. The sizes, (height, width), say how much of a padded array is real; None is never."""
+    """One resize of one image, as arrays.
+
+    Attributes:
+      vertical, horizontal: weights of the two passes; padded if the image is padded to a bucket.
+      in_size, out_size: (height, width) of the valid region of the input and of the result, in pixels.
+      vertical_first: whether the vertical pass comes first. None means always horizontal first, and then the program
+        has no branch for the order.
+    """
 
     vertical: AxisWeights
     horizontal: AxisWeights
@@ -34,7 +51,10 @@ class ResizeStep(NamedTuple):
 
 
 def default_resize_implementation() -> str:
-    """The form that suits the backend: a CPU gathers well, an accelerator has a matrix unit."""
+    """Return the faster form of `resize` for the default backend: "gather" on a CPU, "banded" on accelerators.
+
+    Accelerators have matrix units, which the banded form uses.
+    """
     return "gather" if jax.default_backend() == "cpu" else "banded"
 
 
@@ -42,13 +62,13 @@ def _to_bytes(total: Int32[Array, "..."]) -> UInt8[Array, "..."]:
     return jnp.clip(jnp.right_shift(total + (1 << (SHIFT - 1)), SHIFT), 0, 255).astype(jnp.uint8)
 
 
-@functools.partial(jax.jit, static_argnames=("axis",))  # traced and lowered once for all taps of a shape
+@functools.partial(jax.jit, static_argnames=("axis",))  # under jit, so that one trace serves all taps of a shape
 def _add_tap(total, x, filter, tap, *, axis):
     pixels = jnp.take(x, filter.starts + tap, axis, mode="clip").astype(jnp.int32)
     return total + pixels * jnp.expand_dims(filter.weights[:, tap], (1, 2) if axis == 0 else (0, 2))
 
 
-def _weighted_sum(x: UInt8[Array, "H W 3"], filter: AxisWeights, axis: int) -> UInt8[Array, "h w 3"]:
+def _weighted_sum(x: UInt8[Array, "H W 3"], filter: AxisWeights, axis: int) -> UInt8[Array, "H_out W_out 3"]:
     out = len(filter.starts)
     total = jnp.zeros((out, *x.shape[1:]) if axis == 0 else (x.shape[0], out, 3), jnp.int32)
     for tap in range(filter.weights.shape[1]):
@@ -58,11 +78,14 @@ def _weighted_sum(x: UInt8[Array, "H W 3"], filter: AxisWeights, axis: int) -> U
 
 def _gather_pass(
     x: UInt8[Array, "H W 3"], filter: AxisWeights, axis: int, support: int, real: tuple[Any, Any]
-) -> UInt8[Array, "h w 3"]:
-    """A sum over taps, in blocks of output rows.
+) -> UInt8[Array, "H_out W_out 3"]:
+    """Run one pass as a sum over taps, in blocks of `_ROWS` output rows.
 
-    The conditional does three things: blocks without a real row are left out; XLA's CPU compiler spreads its branches
-    over the cores, but not the body of a loop; and it keeps one pass from being computed anew inside the next.
+    `lax.cond` around a block has three purposes:
+
+    * Blocks without a valid row are not computed; they are zeros.
+    * XLA's CPU compiler spreads the branch of a conditional over the cores. It does not do so with the body of a loop.
+    * XLA does not compute this pass again inside the next one.
     """
     shape = (len(filter.starts), *x.shape[1:]) if axis == 0 else (x.shape[0], len(filter.starts), 3)
     rows = min(_ROWS, shape[0])
@@ -84,20 +107,21 @@ def _gather_pass(
 
 def _banded_pass(
     x: UInt8[Array, "3 H W"], filter: AxisWeights, axis: int, support: int, real: tuple[Any, Any]
-) -> UInt8[Array, "3 h w"]:
-    """Blocks of 128 outputs, each a matrix product with the window of x that it reads.
+) -> UInt8[Array, "3 H_out W_out"]:
+    """Run one pass as matrix products: each block of 128 outputs is a product with the window of `x` that it reads.
 
-    Weights are split in three signed 8-bit limbs, so that bfloat16 holds them and the pixels exactly, and float32 their
-    sums: up to 514 taps, taps * 128 * 255 < 2**24.
+    The products are exact. Each weight is split into three signed 8-bit limbs, so bfloat16 holds limbs and pixels
+    exactly. Float32 holds their sums exactly up to 514 taps, as taps * 128 * 255 < 2**24.
     """
     out, taps = filter.weights.shape
     blocks = -(-out // _BLOCK)
     all_starts = jnp.pad(filter.starts, (0, blocks * _BLOCK - out), mode="edge").reshape(blocks, _BLOCK)
     all_weights = jnp.pad(filter.weights, ((0, blocks * _BLOCK - out), (0, 0))).reshape(blocks, _BLOCK, taps)
-    # Neighbouring outputs are `scale` source pixels apart, and 2 * support * scale of those are `taps`, give or take 1.
+    # Neighbouring outputs are `scale` source pixels apart, and taps = 2 * support * scale, within 1. So a block of
+    # outputs reads at most this many source pixels:
     window = math.ceil((_BLOCK - 1) * (taps + 1) / (2 * support)) + taps + 1
     rows = jnp.moveaxis(x, axis + 1, 0)
-    length, window = -(-len(rows) // 8) * 8, -(-(window + 7) // 8) * 8  # in eights, a TPU's sublanes
+    length, window = -(-len(rows) // 8) * 8, -(-(window + 7) // 8) * 8  # multiples of a TPU's 8 sublanes
     window = min(window, length)
     rows = jnp.pad(rows, ((0, length - len(rows)), (0, 0), (0, 0))).reshape(-1, 8, *rows.shape[1:])
 
@@ -126,13 +150,14 @@ def _banded_pass(
 
 
 def _cond(predicate: Any, true_fun: Callable, false_fun: Callable, x: UInt8[Array, "..."]) -> UInt8[Array, "..."]:
-    """`lax.cond`, decided at once when the predicate is known while tracing."""
+    """`lax.cond` for a JAX predicate. Any other predicate is known while tracing, so one branch is taken at once."""
     if isinstance(predicate, jax.Array):
         return lax.cond(predicate, true_fun, false_fun, x)
     return (true_fun if predicate else false_fun)(x)
 
 
 def _fit(x: UInt8[Array, "..."], axis: int, size: int) -> UInt8[Array, "..."]:
+    """Cut or zero-pad an axis to `size`."""
     x = lax.slice_in_dim(x, 0, min(size, x.shape[axis]), axis=axis)
     padding = [(0, 0)] * x.ndim
     padding[axis] = (0, size - x.shape[axis])
@@ -141,29 +166,32 @@ def _fit(x: UInt8[Array, "..."], axis: int, size: int) -> UInt8[Array, "..."]:
 
 def resize(
     x: UInt8[Array, "H W 3"], plan: ResizeStep, *, filter: str = "lanczos", implementation: str = "gather"
-) -> UInt8[Array, "h w 3"]:
-    """One resize on the device; traceable, and exact in every byte that is real.
+) -> UInt8[Array, "H_out W_out 3"]:
+    """Resize an image on the device. Traceable, and equal to the reference in every byte of the valid region.
 
     Args:
-      x: pixels; what lies beyond `plan.in_size` has no influence.
-      plan: the weights, whose lengths are the result's shape, and the sizes, which say what passes are skipped. What is
-        NumPy is decided while tracing.
-      filter: what the weights were made for.
-      implementation: "gather" or "banded", the same bytes.
+      x: pixels. Those beyond `plan.in_size` have no influence.
+      plan: weights and sizes. The numbers of outputs in the weights are the shape of the result. The pass along an axis
+        is skipped if its sizes are equal: decided while tracing for sizes in NumPy, and by `lax.cond` when the program
+        runs for sizes in JAX arrays, traced or not. The same holds for `vertical_first`.
+      filter: name of the filter that the weights were made with.
+      implementation: "gather" or "banded"; both give the same bytes. "gather" also serves for "banded" where a pass has
+        more than 514 taps.
 
     Returns:
-      The result; what lies beyond `plan.out_size` is undefined.
+      The resized image. Pixels beyond `plan.out_size` are undefined.
     """
     filters = [
         AxisWeights(jnp.asarray(one.starts), jnp.asarray(one.weights)) for one in (plan.vertical, plan.horizontal)
     ]
     in_size, out_size = tuple(plan.in_size), tuple(plan.out_size)
-    # XLA gives what enters or leaves a conditional its default layout, in which a TPU pads a last axis of 3 to 128.
+    # The banded form has channels first. XLA gives the inputs and results of a conditional its default layout, in
+    # which a TPU would pad a last axis of 3 to 128.
     planar = implementation == "banded" and max(one.weights.shape[1] for one in filters) <= _MAX_BANDED_TAPS
     one_pass = _banded_pass if planar else _gather_pass
 
     def along(axis, x, real):
-        """The pass along an axis; where the reference skips it, no more than its padding."""
+        """Run the pass along an axis. Where the reference skips it, only cut or pad to the result's length."""
         return _cond(
             in_size[axis] != out_size[axis],
             lambda x: one_pass(x, filters[axis], axis, SUPPORT[filter], real),

@@ -1,4 +1,4 @@
-"""An image to its tiles: on the device under jit, or on the host with Pillow. The same bytes either way."""
+"""Cut an image into its tiles on the device, under jit, and normalise them for the vision tower."""
 
 import functools
 
@@ -23,14 +23,16 @@ def tile_padded(
     tiling: TilingConfig = TilingConfig(),
     implementation: str = "gather",
 ) -> UInt8[Array, "N M M 3"]:
-    """The tiles of an image in its bucket; traceable. One program serves all images of a bucket and `num_tiles`.
+    """Cut the tiles of an image that is padded to its bucket. Traceable.
+
+    One compiled program serves all images of a bucket for a given `num_tiles`.
 
     Args:
-      padded: the image in the upper left corner of its bucket; what lies beyond has no influence.
-      filters: from `tiling_steps`, for this image and bucket.
-      num_tiles: how many tiles to return, at least the plan's; what follows those is undefined.
-      tiling: the same configuration.
-      implementation: "gather" or "banded", the same bytes; see `resample`.
+      padded: the image in the upper left corner of its bucket. Pixels beyond the image have no influence.
+      filters: result of `tiling_steps` for this image and bucket.
+      num_tiles: number of tiles to return, at least the image's own number. Tiles after those are undefined.
+      tiling: the config that `filters` was made with.
+      implementation: form of the resize, "gather" or "banded"; both give the same bytes. See `image/resize.py`.
     """
     tile, x = tiling.tile_size, padded
     one_resize = functools.partial(resize, filter=tiling.filter, implementation=implementation)
@@ -55,7 +57,7 @@ def _tile_padded(padded, filters, *, num_tiles, tiling, implementation):
 @functools.partial(jax.jit, static_argnames=("tiling", "implementation"))
 def _tile_exact(image, *, tiling, implementation):
     plan = plan_tiles(image.shape[0], image.shape[1], tiling)
-    filters = tiling_steps(plan, tiling)  # constants of the program
+    filters = tiling_steps(plan, tiling)  # NumPy arrays, which become constants of the program
     return tile_padded(image, filters, num_tiles=plan.num_tiles, tiling=tiling, implementation=implementation)
 
 
@@ -65,16 +67,23 @@ def tile_image(
     *,
     implementation: str | None = None,
 ) -> UInt8[Array, "N M M 3"]:
-    """The tiles of an image, cut on the device: row-major, and the global tile last where there is one.
+    """Cut an image into its tiles on the device.
 
     Args:
-      image: NumPy arrays go through one of a few programs, compiled once for all sizes. A `jax.Array`, traced or not,
-        gets a program of its exact shape: this function works in your own `jit` and `vmap`.
+      image: RGB pixels.
+        * A NumPy array is padded to a size bucket; one compiled program serves all images of a bucket and number of
+          tiles. An image that fits no bucket is tiled on the host, with the same bytes.
+        * A `jax.Array`, traced or not, gets a program of its exact shape, so this function works inside your own `jit`
+          and `vmap`.
       tiling: the model's `config.tiling`.
-      implementation: "gather" or "banded", the same bytes; None is what suits the default backend.
+      implementation: form of the resize, "gather" or "banded"; both give the same bytes. None chooses the faster one
+        for the default backend.
+
+    Returns:
+      The tiles, row by row, and the global tile last if the image has one.
 
     Raises:
-      ValueError: not a uint8 array of shape (H, W, 3).
+      ValueError: `image` is not a uint8 array of shape (H, W, 3), or has no pixels.
     """
     check_image(image, (jax.Array, np.ndarray), "an array")
     static = {"tiling": tiling, "implementation": implementation or default_resize_implementation()}
@@ -88,10 +97,11 @@ def tile_image(
 
 
 def normalize(tiles: UInt8[Array, "..."]) -> Float32[Array, "..."]:
-    """Bytes to the model's range, [-1, 1]: (x - 127.5) / 127.5, which is the reference's rescaling and normalisation.
+    """Map bytes to the model's range [-1, 1]: (x - 127.5) / 127.5, the reference's rescaling and normalisation in one.
 
-    XLA makes a product with the rounded reciprocal of a division by a constant, 1 ulp off for half of the bytes. With
-    the reciprocal in two parts, the first product being exact, all 256 come out as the division gives them.
+    XLA replaces a division by a constant with a product by its rounded reciprocal, which is 1 ulp off for half of the
+    256 bytes. Here the reciprocal is split into two parts, and the product with the first part is exact. So all 256
+    results equal those of the division.
     """
     x = tiles.astype(jnp.float32) - 127.5
     return x * (257 / 2**15) + x * (2 / 255 - 257 / 2**15)

@@ -1,4 +1,7 @@
-"""The modules of the model: one tile's pixels -> features of the vision tower -> visual tokens."""
+"""The networks: pixels of one tile -> features of the vision tower -> visual tokens; and a retriever's head.
+
+`docs/architecture.md` explains the shape letters of the annotations.
+"""
 
 from multipatch_jax.nn.attention import choose_kernel
 from multipatch_jax.nn.connector import Idefics3Connector, pixel_unshuffle

@@ -1,4 +1,4 @@
-"""The Idefics3 connector: fold neighbouring patches into channels, then project to the text model's width."""
+"""The Idefics3 connector: fold neighbouring patches into channels, then project to the language model's width."""
 
 import math
 
@@ -9,12 +9,17 @@ from multipatch_jax.config import ModelConfig
 from multipatch_jax.nn.linear import Dense
 
 
-def pixel_unshuffle(x: Float[Array, "P D"], scale_factor: int) -> Float[Array, "T E"]:
-    """Space to depth on a square, row-major grid of tokens: (P, D) -> (P / s^2, D * s^2).
+def pixel_unshuffle(x: Float[Array, "P C"], scale_factor: int) -> Float[Array, "T channels"]:
+    """Space to depth: merges each s x s block of patches into one token, (P, C) -> (P / s^2, s^2 * C).
 
-    Channel dh * (s * D) + dw * D + d of an output token holds channel d of the patch at row offset dh and column
-    offset dw of its s x s block. `torch.nn.functional.pixel_unshuffle` and `unfold` order channels (d, dh, dw); the
-    projection was trained with this order, so theirs gives wrong tokens without any error.
+    s is `scale_factor`. Patches and tokens are square grids in row-major order. The channels of a token are ordered
+    (row in the block, column in the block, channel of the patch): channel dh * (s * C) + dw * C + c of the token is
+    channel c of the patch in row dh and column dw of its block. The projection that follows was trained with this
+    order. `torch.nn.functional.pixel_unshuffle` and `unfold` order channels (c, dh, dw), which gives wrong tokens
+    without any error.
+
+    Raises:
+      ValueError: the patches do not form a square grid, or s does not divide its side.
     """
     patches, width = x.shape
     grid, s = math.isqrt(patches), scale_factor
@@ -25,12 +30,12 @@ def pixel_unshuffle(x: Float[Array, "P D"], scale_factor: int) -> Float[Array, "
 
 
 class ModalityProjection(nn.Module):
-    """One projection without bias."""
+    """Projects merged patches to the language model's width, without a bias."""
 
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "T E"]) -> Float[Array, "T D"]:
+    def __call__(self, x: Float[Array, "T channels"]) -> Float[Array, "T D"]:
         return Dense(
             self.config.connector.text_hidden_size,
             use_bias=False,
@@ -41,11 +46,11 @@ class ModalityProjection(nn.Module):
 
 
 class Idefics3Connector(nn.Module):
-    """Features of one tile (P, D_vision) to its visual tokens (T, D_text)."""
+    """Maps the tower's features of one tile, (P, C), to its visual tokens, (T, D)."""
 
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "P D"]) -> Float[Array, "T E"]:
+    def __call__(self, x: Float[Array, "P C"]) -> Float[Array, "T D"]:
         x = pixel_unshuffle(x, self.config.connector.scale_factor)
         return ModalityProjection(self.config, name="modality_projection")(x)

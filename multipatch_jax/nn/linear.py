@@ -1,4 +1,4 @@
-"""Matrix products whose float32 sums are as exact as the reference's, and the dense layer made of them."""
+"""A matrix product whose float32 sums are as exact as the reference's, and the dense layer that uses it."""
 
 from typing import Any
 
@@ -7,15 +7,18 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-BLOCK = 256  # terms summed in one go
+BLOCK = 256  # terms of one block of a sum, see `matmul`
 
 
-def matmul(x: Float[Array, "M K"], w: Float[Array, "K N"], precision: str | None = None) -> Float[Array, "M N"]:
-    """x @ w, summed and returned in float32 whatever the inputs.
+def matmul(
+    x: Float[Array, "rows in"], w: Float[Array, "in out"], precision: str | None = None
+) -> Float[Array, "rows out"]:
+    """Return x @ w, accumulated and returned in float32 whatever the dtype of the inputs.
 
-    With float32 inputs at precision "highest", sums of more than BLOCK terms are made block by block: one accumulator
-    over K terms, which is what XLA gives on a CPU, drifts with sqrt(K). Over a whole tower that is 2.2 to 2.4 times the
-    distance from float64 of the reference, whose library blocks K; blocks of 256 bring it to 1.1
+    With float32 inputs and precision "highest", a sum of more than BLOCK terms is computed in blocks of BLOCK terms,
+    whose sums are then added up. XLA on a CPU would use one accumulator for all terms, and its error grows with the
+    square root of their number. On a CPU without AVX-512 a whole tower is then 2.2 to 2.4 times as far from float64 as
+    the reference, whose library sums in blocks too. Blocks of 256 bring that to 1.1 times
     (`python -m benchmarks.float32`).
     """
     k = x.shape[1]
@@ -29,18 +32,23 @@ def matmul(x: Float[Array, "M K"], w: Float[Array, "K N"], precision: str | None
 
     done = k // BLOCK * BLOCK
     rest = jnp.dot(x[:, done:], w[done:], precision=precision)  # zeros when nothing is left
-    # Unrolled, a tower on a CPU without the compiled encoder takes 0.87 x the time.
+    # Unrolling brings the tower, on a CPU without the compiled encoder, to 0.87 x the time.
     return jax.lax.fori_loop(0, k // BLOCK, add_block, rest, unroll=4)
 
 
 class Dense(nn.Module):
-    """`flax.linen.Dense` for (M, K) inputs, with the same parameters, on `matmul`.
+    """`flax.linen.Dense` for inputs of shape (rows, in): the same parameters, but the product is that of `matmul`.
 
     Attributes:
-      product_in_dtype: whether the product is rounded to `dtype` before the bias is added. False adds a float32 bias to
-        a float32 product and rounds once; on CUDA such a product is written to memory and read again. With True and
-        `--xla_gpu_enable_triton_gemm=false` in XLA_FLAGS, product, bias and a GELU that follows are one call of
-        cuBLAS, which computes them in float32 and rounds once.
+      features: width of the output.
+      use_bias: whether a bias is added.
+      dtype: of the inputs of the product and of the result; None is float32.
+      precision: as in `matmul`.
+      product_in_dtype: whether the product is rounded to `dtype` before the bias is added.
+        False: a float32 bias is added to a float32 product, and the sum is rounded once. On CUDA the float32 product
+        is written to memory and read back for that.
+        True: with `--xla_gpu_enable_triton_gemm=false` in XLA_FLAGS, product, bias and a GELU that follows become one
+        call of cuBLAS, which computes all three in float32 and rounds once.
     """
 
     features: int
@@ -50,7 +58,7 @@ class Dense(nn.Module):
     product_in_dtype: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "M K"]) -> Float[Array, "M N"]:
+    def __call__(self, x: Float[Array, "rows in"]) -> Float[Array, "rows out"]:
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features))
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         y = jnp.dot(x, kernel) if self.product_in_dtype else matmul(x, kernel, self.precision)

@@ -13,7 +13,11 @@ from multipatch_jax.nn.siglip import VisionTransformer
 
 
 class MultiPatchVisionProcessor(nn.Module):
-    """One tile, (M, M, 3) normalised pixels, to its visual tokens (T, D_text). Map it over tiles with `jax.vmap`."""
+    """Maps the normalised pixels of one tile, (M, M, 3), to its visual tokens, (T, D).
+
+    For several tiles, map it over them with `jax.vmap`. It computes in `config.dtype`; where that is None, in float32.
+    `VisionTransformer` describes the arguments.
+    """
 
     config: ModelConfig
 
@@ -26,6 +30,12 @@ class MultiPatchVisionProcessor(nn.Module):
 
 
 def init_params(rng: jax.Array, config: ModelConfig) -> dict[str, Any]:
-    """Fresh float32 params of `config`'s shapes: to train from scratch, or to try things out without a checkpoint."""
+    """Initialise random float32 params of the tower and connector.
+
+    They are for training from scratch, and for trying things out without a checkpoint.
+
+    Returns:
+      A nested dict with "vision_model" and "connector", whose arrays have the shapes that `config` asks for.
+    """
     tile = jnp.zeros((config.tiling.tile_size, config.tiling.tile_size, 3), jnp.float32)
     return jax.jit(MultiPatchVisionProcessor(config).init)(rng, tile)["params"]

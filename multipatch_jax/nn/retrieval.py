@@ -1,4 +1,4 @@
-"""The head of a ColIdefics3 retriever (colSmol): a projection of the language model's output, normalised."""
+"""The head of a ColIdefics3 retriever (colSmol): a projection of the language model's output to unit vectors."""
 
 from typing import Any
 
@@ -15,11 +15,17 @@ def retrieval_embeddings(
     hidden_states: Float[Array, "B S D"],
     attention_mask: Int[Array, "B S"],
 ) -> Float[Array, "B S R"]:
-    """One unit vector a token, and zeros for padding.
+    """Project the hidden state of each token to a unit vector.
 
     Args:
-      params: with "linear", from `from_pretrained(..., parts="text")` of a ColIdefics3 checkpoint.
-      hidden_states: the language model's last hidden states. attention_mask: 1 for tokens, 0 for padding.
+      params: a nested dict with "linear", as `from_pretrained(..., parts="text")` loads it from a ColIdefics3
+        checkpoint.
+      hidden_states: the language model's last hidden states.
+      attention_mask: 1 for tokens, 0 for padding.
+
+    Returns:
+      A unit vector for each token and zeros for padding. They are computed in float32 and cast to the dtype of
+      `hidden_states`.
     """
     batch, length, width = hidden_states.shape
     kernel = params["linear"]["kernel"].astype(hidden_states.dtype)

@@ -1,7 +1,8 @@
 """The SigLIP vision tower of Idefics3 / SmolVLM, for one tile at a time.
 
-Modules hold shapes and names (HF's own, so that params read like a checkpoint); whoever wants many tiles maps over one.
-Every module takes the whole `ModelConfig`; the functions of `encode` resolve its `dtype` and `attention` first.
+For several tiles, map a module over them with `jax.vmap`. Modules have Hugging Face's names, so that the params tree
+reads like a checkpoint. Every module takes the whole `ModelConfig`. The functions of `encode` replace `dtype=None` and
+`attention="auto"` in it by their choices first; a module that is called with `dtype=None` computes in float32.
 """
 
 import dataclasses
@@ -20,18 +21,28 @@ from multipatch_jax.nn.linear import Dense, matmul
 
 
 def patch_attention_mask(pixel_attention_mask: Bool[Array, "M M"], patch_size: int) -> Bool[Array, "g g"]:
-    """A patch is valid if any of its pixels is; pixels at the end that fill no patch are left out."""
+    """Return which patches are valid: those with at least one valid pixel.
+
+    Rows and columns of pixels at the end that do not fill a patch are ignored.
+    """
     grid = pixel_attention_mask.shape[0] // patch_size
     pixels = pixel_attention_mask[: grid * patch_size, : grid * patch_size]
     return pixels.reshape(grid, patch_size, grid, patch_size).any(axis=(1, 3))
 
 
 def position_ids(mask: Bool[Array, "g g"] | Bool[np.ndarray, "g g"], patches_per_side: int) -> Int[Array, " g*g"]:
-    """Rows of the position table for a g x g grid of patches of which `mask` are valid.
+    """Return the row of the position table that each patch of a g x g grid takes, in row-major order.
 
-    The valid region's nb_h x nb_w patches (counted in the first column and row) are spread over the n x n table:
-    floor(i * n / nb_h) * n + floor(j * n / nb_w), and 0 for invalid patches. This is what the reference's float
-    fractions and bucketize come to for every shipped n, without their rounding.
+    The table has n * n rows, an n x n grid of learned positions. The valid patches are a rectangle in the top left
+    corner, whose height and width are counted in the first column and row of `mask`. They are spread evenly over the
+    table: patch (i, j) takes row floor(i * n / height) * n + floor(j * n / width). Invalid patches take row 0.
+
+    The reference computes the same rows with float fractions and `torch.bucketize`. For every n of a published model
+    this integer form gives equal rows, and it has no rounding.
+
+    Args:
+      mask: True for valid patches.
+      patches_per_side: n, the side of the grid of learned positions.
     """
     n = patches_per_side
 
@@ -47,32 +58,35 @@ def _dense(config: ModelConfig, features: int, name: str, product_in_dtype: bool
 
 
 def _product_in_dtype(config: ModelConfig) -> bool:
-    """For a program in 16 bits on CUDA, which cuDNN's attention tells: see `Dense`.
+    """Whether q_proj, k_proj, v_proj and fc1 take `Dense.product_in_dtype`: True for 16-bit dtypes on CUDA.
 
-    Not for out_proj and fc2, whose float32 results are added to the residual before they are rounded: with a rounding
-    more there, the 2.2B's tower was 1.102 times as far from float32 as the reference, and the bound is 1.1.
+    Such a program is recognised by its attention kernel, cuDNN's. out_proj and fc2 never take it: their float32
+    products are added to the residual before they are rounded. With one more rounding there, the tower of the 2.2B
+    model was 1.102 times as far from float32 as the reference, and the bound is 1.1.
     """
     return choose_kernel(config.attention, config.dtype) == "cudnn"
 
 
 def _layer_norm(config: ModelConfig, name: str) -> nn.LayerNorm:
-    # Float32 inside. One pass over the input will do for inputs rounded to bfloat16; float32 parity wants two.
+    # Flax computes mean and variance in float32. For 16-bit inputs the fast variance, E[x^2] - E[x]^2 in one pass, is
+    # exact enough; to equal the reference in float32, the variance needs a second pass.
     fast = config.dtype in ("bfloat16", "float16")
     return nn.LayerNorm(config.vision.layer_norm_eps, dtype=config.dtype, use_fast_variance=fast, name=name)
 
 
 class PatchEmbedding(nn.Module):
-    """A convolution whose windows do not overlap, with its parameters, as the one matrix product that it is.
+    """Embeds the patches: a convolution whose stride is its window, computed as one matrix product.
 
-    For 17 tiles on an H100 the convolution took 0.7 ms of 11, and this takes 0.1.
+    Its parameters have the shapes of the convolution's: kernel (p, p, 3, C) and bias (C,), for patches of p x p pixels.
+    For 17 tiles on an H100 the convolution took 0.7 ms of 11 ms in all; the product takes 0.1 ms.
     """
 
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, pixel_values: Float[Array, "M M 3"]) -> Float[Array, "P D"]:
+    def __call__(self, pixel_values: Float[Array, "M M 3"]) -> Float[Array, "P C"]:
         p, width, dtype = self.config.vision.patch_size, self.config.vision.hidden_size, self.config.dtype
-        grid = len(pixel_values) // p  # pixels at the end that fill no patch are left out
+        grid = len(pixel_values) // p  # pixels at the end that do not fill a patch are ignored
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (p, p, 3, width)).astype(dtype)
         bias = self.param("bias", nn.initializers.zeros_init(), (width,))
         x = pixel_values[: grid * p, : grid * p].astype(dtype).reshape(grid, p, grid, p, 3)
@@ -81,14 +95,14 @@ class PatchEmbedding(nn.Module):
 
 
 class VisionEmbeddings(nn.Module):
-    """Patches to vectors, plus learned positions."""
+    """Patch embeddings plus learned position embeddings."""
 
     config: ModelConfig
 
     @nn.compact
     def __call__(
         self, pixel_values: Float[Array, "M M 3"], mask: Bool[Array, "g g"] | None = None
-    ) -> Float[Array, "P D"]:
+    ) -> Float[Array, "P C"]:
         vision = self.config.vision
         x = PatchEmbedding(self.config, name="patch_embedding")(pixel_values)
         grid, n = math.isqrt(len(x)), vision.patches_per_side
@@ -98,12 +112,12 @@ class VisionEmbeddings(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with biases."""
+    """Multi-head self-attention; its four projections have biases."""
 
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "P D"], mask: Bool[Array, " P"] | None = None) -> Float[Array, "P D"]:
+    def __call__(self, x: Float[Array, "P C"], mask: Bool[Array, " P"] | None = None) -> Float[Array, "P C"]:
         vision = self.config.vision
         dense = functools.partial(_dense, self.config, vision.hidden_size)
         heads = (x.shape[0], vision.num_attention_heads, vision.head_dim)
@@ -115,15 +129,16 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two layers with the tanh form of GELU between, computed in float32 as its input is rounded already.
+    """Two dense layers with GELU (its tanh approximation) between them.
 
-    With `_product_in_dtype` it has no float32 of its own, so that cuBLAS can take it into the product before it.
+    GELU runs in float32, because its input has been rounded to the dtype once already. With `_product_in_dtype` it runs
+    in the dtype instead, so that cuBLAS can fuse it into the product of fc1.
     """
 
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "P D"]) -> Float[Array, "P D"]:
+    def __call__(self, x: Float[Array, "P C"]) -> Float[Array, "P C"]:
         product_in_dtype = _product_in_dtype(self.config)
         h = _dense(self.config, self.config.vision.intermediate_size, "fc1", product_in_dtype)(x)
         h = nn.gelu(h if product_in_dtype else h.astype(jnp.float32), approximate=True).astype(h.dtype)
@@ -131,36 +146,38 @@ class MLP(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Pre-norm transformer block. Returns a pair, as `nn.scan` wants it."""
+    """A pre-norm transformer block. Returns (x, None), the carry and the output that `nn.scan` expects."""
 
     config: ModelConfig
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "P D"], mask: Bool[Array, " P"] | None = None
-    ) -> tuple[Float[Array, "P D"], None]:
+        self, x: Float[Array, "P C"], mask: Bool[Array, " P"] | None = None
+    ) -> tuple[Float[Array, "P C"], None]:
         x = x + Attention(self.config, name="self_attn")(_layer_norm(self.config, "layer_norm1")(x), mask)
         x = x + MLP(self.config, name="mlp")(_layer_norm(self.config, "layer_norm2")(x))
         return x, None
 
 
 class Encoder(nn.Module):
-    """`num_hidden_layers` blocks, scanned: their params are stacked in front, and one block is compiled.
+    """All `num_hidden_layers` blocks, as one `nn.scan`.
 
-    With "native" attention, full tiles go through compiled code of ours instead.
+    The params of all layers are stacked along a new first axis, and XLA compiles the block once. With attention
+    "native", our compiled encoder (`nn/native.py`) runs in place of the scan, except for inputs with a mask and under
+    differentiation: they take the scan with "blocked" attention.
     """
 
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "P D"], mask: Bool[Array, " P"] | None = None) -> Float[Array, "P D"]:
+    def __call__(self, x: Float[Array, "P C"], mask: Bool[Array, " P"] | None = None) -> Float[Array, "P C"]:
         layers = nn.scan(
             nn.remat(EncoderLayer, prevent_cse=False) if self.config.remat else EncoderLayer,
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
             length=self.config.vision.num_hidden_layers,
-            check_constancy_invariants=False,  # a second trace of the block, for what we don't use
+            check_constancy_invariants=False,  # the check would trace the block a second time
         )
         layers = layers(self.config, name="layers")
         kernel = choose_kernel(self.config.attention, self.config.dtype)
@@ -177,19 +194,20 @@ class Encoder(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Tile to features: embeddings, encoder, and the last layer norm."""
+    """The vision tower: embeddings, encoder and a final layer norm."""
 
     config: ModelConfig
 
     @nn.compact
     def __call__(
         self, pixel_values: Float[Array, "M M 3"], pixel_attention_mask: Bool[Array, "M M"] | None = None
-    ) -> Float[Array, "P D"]:
-        """Features of one tile.
+    ) -> Float[Array, "P C"]:
+        """Return the features of one tile, (P, C).
 
         Args:
           pixel_values: normalised pixels, about -1 to 1.
-          pixel_attention_mask: True for real pixels; None when all are, as in every tile that tiling makes.
+          pixel_attention_mask: True for real pixels. None means that all are real, as in every tile that
+            `mp.tile_image` makes.
         """
         mask = None
         if pixel_attention_mask is not None:

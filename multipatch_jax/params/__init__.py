@@ -1,4 +1,4 @@
-"""The params: their names, shapes and tree; which of them are trained, corrected by LoRA, and laid out over a mesh."""
+"""The params tree: names and shapes, checks, choosing what is trained, LoRA, and sharding over a mesh."""
 
 from multipatch_jax.params.check import check_params, mismatch_report
 from multipatch_jax.params.lora import add_lora, merge_lora

@@ -1,7 +1,8 @@
-"""LoRA: a low-rank correction of named kernels, held beside the params and merged into them.
+"""LoRA: a low-rank correction of chosen kernels, kept beside the params in a tree of its own and merged into them.
 
-`params["lora"]` mirrors the paths of the corrected kernels, with the factors `a` (..., in, r) and `b` (..., r, out).
-The train step merges before every forward pass, so the tower has no code for it, and `export_hf` merges likewise.
+`params["lora"]` has the path of each corrected kernel, and under it two factors: `a` (..., in, rank) and `b`
+(..., rank, out). The train step merges them into the kernels before every forward pass, so the tower needs no code for
+LoRA. `export_hf` merges them too.
 """
 
 import re
@@ -13,18 +14,21 @@ from multipatch_jax.params.tree import Params, flatten, unflatten
 
 
 def add_lora(rng: jax.Array, params: Params, *, kernels: str = "(q_proj|v_proj)/kernel$", rank: int = 8) -> Params:
-    """The params with LoRA factors beside them that change nothing yet; train them with `trainable="lora"`.
+    """Return the params with new LoRA factors added, which change no result yet.
 
-    After Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models": `a` is random, `b` zero. The product is
-    not scaled (their alpha is the rank), as the learning rate does the same.
+    Train them with `trainable="lora"`. The method is that of Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large
+    Language Models": `a` starts random (normal, standard deviation 1 / sqrt(in)) and `b` zero, both in float32. The
+    product a b is not scaled (the paper's alpha equals the rank), because the learning rate has the same effect.
 
     Args:
-      kernels: a regex; every kernel in whose path it is found is corrected. Kernels are (in, out), with layers in front
-        where they are stacked; the patch embedding's, a convolution's, is not one of them.
-      rank: r, at most the smaller side of each kernel.
+      kernels: a regex that is searched in the paths of kernels, to choose those to correct. Their shape is (in, out),
+        or (layers, in, out) where layers are stacked. The patch embedding has a kernel of another shape, so it is never
+        chosen.
+      rank: at least 1, and at most the smaller of in and out of every chosen kernel.
 
     Raises:
-      ValueError: the regex is found in no kernel's path, the rank does not suit a kernel, or there are factors already.
+      ValueError: the regex is found in no kernel's path, the rank does not suit a kernel, or `params` have factors
+        already.
     """
     if "lora" in params:
         raise ValueError("These params hold LoRA factors that are not merged yet: call merge_lora(params) first.")
@@ -43,11 +47,11 @@ def add_lora(rng: jax.Array, params: Params, *, kernels: str = "(q_proj|v_proj)/
 
 
 def merge_lora(params: Params) -> Params:
-    """Plain params, kernel + a b in the kernel's own dtype: to encode with, to export, or to go on training.
+    """Return plain params without factors: every corrected kernel becomes kernel + a b, in its own dtype.
 
-    In bfloat16, of the kernel or of the computation, a correction under 1/512 of a weight is mostly rounded away.
+    Use them to encode, to export, or to train on. Params without LoRA factors are returned unchanged.
 
-    Params without LoRA come back as they are.
+    If the kernel or the computation is in bfloat16, a correction below 1/512 of a weight is mostly lost in rounding.
     """
     if "lora" not in params:
         return params

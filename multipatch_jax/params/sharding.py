@@ -1,8 +1,12 @@
 """Params and batches over many chips: a mesh of three axes, and a table of regexes that says how each array is split.
 
-Physical axes: `data` (copies of the model, other images), `fsdp` (other images too, params and optimiser state split)
-and `tensor` (the same images, heads and hidden units split). A batch is split over data x fsdp. XLA derives the
-collectives from where arrays lie.
+| mesh axis | images | params and optimiser state |
+|---|---|---|
+| `data` | split | copied |
+| `fsdp` | split | split; gathered for the forward pass (`gather_fsdp`) |
+| `tensor` | copied | split, by attention heads and hidden units for example |
+
+So a batch is split over data x fsdp. XLA derives the collectives from the shardings of the arrays.
 """
 
 import re
@@ -18,9 +22,10 @@ AXES = ("data", "fsdp", "tensor")
 BATCH = PartitionSpec(("data", "fsdp"))
 Rules = Sequence[tuple[str, PartitionSpec]]
 _MATRICES = ("kernel", "embedding")
-# The first regex found in an array's path decides; an array that none is found in is on every device. Optimiser state
-# has the params' paths in its own. Layers are stacked in front, so kernels are (layer, in, out). After the usual
-# division: the first matmul of a pair splits its outputs over `tensor`, the second its inputs, and one sum joins them.
+# The first regex that is found in an array's path decides; an array that no regex matches is copied to every device.
+# The paths of optimiser state contain those of the params. Kernels of layers are stacked: (layer, in, out).
+# `tensor` divides as Megatron-LM does: of two matmuls in a row, the first is split by its outputs and the second by its
+# inputs, so that one all-reduce after the second is enough.
 RULES: Rules = (
     (r"(q_proj|k_proj|v_proj|fc1)/kernel", PartitionSpec(None, "fsdp", "tensor")),
     (r"(q_proj|k_proj|v_proj|fc1)/bias", PartitionSpec(None, "tensor")),
@@ -33,14 +38,14 @@ RULES: Rules = (
 
 
 def make_mesh(*, data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh with the axes `data`, `fsdp` and `tensor`, over all devices of all hosts.
+    """Return a mesh with the axes `data`, `fsdp` and `tensor`.
 
     Args:
-      data, fsdp, tensor: sides of the mesh; their product is the number of devices.
-      devices: None is all of them (with `jax.distributed`, those of every host).
+      data, fsdp, tensor: sizes of the axes; their product must be the number of devices.
+      devices: the devices to use. None uses all of them; with `jax.distributed`, those of every host.
 
     Raises:
-      ValueError: there are not as many devices.
+      ValueError: the sizes do not multiply to the number of devices, or a size is below 1.
     """
     devices = jax.devices() if devices is None else devices
     if data * fsdp * tensor != len(devices) or min(data, fsdp, tensor) < 1:
@@ -52,7 +57,11 @@ def make_mesh(*, data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequenc
 
 
 def check_mesh(mesh: Mesh | None) -> None:
-    """Raises a ValueError for a mesh of other axes, or of Explicit ones (`jax.make_mesh`'s default)."""
+    """Check that a mesh has the axes that `make_mesh` gives it; None passes.
+
+    Raises:
+      ValueError: the axes have other names, or are not of type Auto (those of `jax.make_mesh` are Explicit by default).
+    """
     if mesh is not None and (mesh.axis_names != AXES or set(mesh.axis_types) != {AxisType.Auto}):
         types = [str(kind) for kind in mesh.axis_types]
         raise ValueError(f"The mesh must be one of make_mesh, with Auto axes {AXES}, got {mesh.axis_names}, {types}.")
@@ -63,9 +72,13 @@ def _path(keys: Any) -> str:
 
 
 def spec_for(path: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules = RULES) -> PartitionSpec:
-    """How an array is split: by the first rule found in its path, less the sides that do not divide over the mesh."""
+    """Return how an array is split. The first rule whose regex is found in the array's path decides.
+
+    An axis is left whole if its mesh axes do not divide its size. The array is left whole if no rule matches, or if it
+    has fewer axes than its rule has entries.
+    """
     spec = next((spec for pattern, spec in rules if re.search(pattern, path)), PartitionSpec())
-    if len(spec) > len(shape):  # of another rank than the param, as an optimiser's factored moments
+    if len(spec) > len(shape):  # e.g. an optimiser's factored moments, which have fewer axes than their param
         return PartitionSpec()
 
     def divides(size: int, names: Any) -> bool:
@@ -76,12 +89,14 @@ def spec_for(path: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules = RULES
 
 
 def shardings(tree: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
-    """The `NamedSharding` of every array (or shape) in a tree of params or optimiser state.
+    """Return the `NamedSharding` of every array (or `jax.ShapeDtypeStruct`) in a tree of params or optimiser state.
 
-    A side that does not divide over its mesh axes is not split; `bytes_per_device` shows what was.
+    An axis is left whole if its mesh axes do not divide its size. Once the arrays lie on the mesh, `bytes_per_device`
+    shows how much of them each device holds.
 
     Args:
-      rules: (regex, PartitionSpec) pairs, the first found in an array's path decides: `((".*", P("fsdp")), ...)`.
+      rules: (regex, PartitionSpec) pairs, such as `((".*", PartitionSpec("fsdp")), ...)`. The first pair whose regex is
+        found in an array's path decides.
     """
 
     def sharding(keys, x):
@@ -91,15 +106,17 @@ def shardings(tree: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
 
 
 def gather_fsdp(params: dict[str, Any], mesh: Mesh, rules: Rules = RULES, dtype: Any = None) -> dict[str, Any]:
-    """Inside a program: the params with `fsdp` undone, for the forward pass; its transpose splits their gradients.
+    """Gather params over `fsdp` for the forward pass; in the backward pass it splits their gradients over `fsdp`.
 
-    Left to itself the compiler keeps kernels split and sums activations over the chips instead, layer after layer: a
-    hundred times the bytes (benchmarks/train_tpu.py). Towers are small beside their activations, so all layers are
-    gathered at once, and once a pass though layers are made again.
+    Call it inside a jitted program. Without it, XLA keeps the kernels split and sums activations over the chips in
+    every layer instead, which sends about a hundred times the bytes (benchmarks/train_tpu.py). All layers are gathered
+    at once, because a tower's params are small beside its activations. They are gathered only once, even if the
+    backward pass computes layers again (remat).
 
     Args:
-      dtype: of the computation; the tower's and connector's kernels and embeddings, which it is used for anyway,
-        travel in it, and so do the gradients that come back.
+      dtype: the dtype of the computation. Kernels and embeddings of the tower and connector are cast to it before they
+        are sent (the modules would cast them anyway), and their gradients come back in it. All other params keep their
+        dtype, and None keeps that of all.
     """
 
     def one(keys, x):
@@ -113,19 +130,19 @@ def gather_fsdp(params: dict[str, Any], mesh: Mesh, rules: Rules = RULES, dtype:
 
 
 def shard(tree: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
-    """The tree with its arrays laid out over the mesh; on several hosts each passes the same values."""
+    """Lay the arrays of a tree out over the mesh. With several hosts, each must pass the same values."""
     return jax.device_put(tree, shardings(tree, mesh, rules))
 
 
 def shard_batch(batch: Any, mesh: Mesh) -> Any:
-    """A batch laid out over data x fsdp by its first axis.
+    """Split the arrays of a batch over data x fsdp, by their first axis.
 
     Args:
-      batch: a tree of arrays. On several hosts each passes the rows that it has loaded, `local_rows` of the whole;
-        arrays that are spread over a mesh already stay as they are.
+      batch: a tree of arrays. With several hosts, each passes only the rows that it has loaded, which are `local_rows`
+        of the whole batch. Tracers, and arrays that have a `NamedSharding` already, are returned unchanged.
 
     Raises:
-      ValueError: the rows do not divide over the mesh.
+      ValueError: an array has no axes, or its rows do not divide over the mesh.
     """
     parts = batch_parts(mesh)
     hosts = len({device.process_index for device in mesh.devices.flat})
@@ -145,15 +162,15 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
 
 
 def batch_parts(mesh: Mesh | None) -> int:
-    """How many devices share a batch out among them: data x fsdp."""
+    """Return the number of pieces that a batch is split into: data x fsdp, or 1 without a mesh."""
     return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def local_rows(batch_size: int) -> slice:
-    """The rows of a global batch that this host loads: equal pieces, in the order of the hosts.
+    """Return the rows of a global batch that this host loads: equal consecutive pieces, in the order of the hosts.
 
     Raises:
-      ValueError: the batch does not divide over the hosts.
+      ValueError: the number of hosts does not divide `batch_size`.
     """
     hosts = jax.process_count()
     if batch_size % hosts:
@@ -163,7 +180,7 @@ def local_rows(batch_size: int) -> slice:
 
 
 def bytes_per_device(tree: Any) -> dict[Any, int]:
-    """Bytes of a tree of `jax.Array`s that lie on each device of this host."""
+    """Return device -> bytes that the `jax.Array`s of a tree take on it, for the devices of this host."""
     total: dict[Any, int] = {}
     for array in jax.tree.leaves(tree):
         for piece in array.addressable_shards:

@@ -1,4 +1,4 @@
-"""Which params are trained: a name or a regex over their paths, and params split into two trees and put together."""
+"""Splits params into those that are trained and those that are frozen, by a name or a regex, and merges them again."""
 
 import re
 
@@ -10,14 +10,14 @@ SUBTREES = {"connector": "^connector/", "vision": "^vision_model/", "lora": "^lo
 
 
 def split_params(params: Params, trainable: str) -> tuple[Params, Params]:
-    """(trained, frozen): two nested dicts that together have every parameter once.
+    """Split params into (trained, frozen), two nested dicts that together have every parameter once.
 
     Args:
-      trainable: "connector", "vision", "lora" (see `add_lora`), "all", or a regex; a parameter is trained if the regex
-        is found anywhere in its path ("vision_model/encoder/layers/self_attn/q_proj/kernel").
+      trainable: "connector", "vision", "lora" (see `add_lora`), "all", or a regex. A parameter is trained if the regex
+        is found anywhere in its path, such as "vision_model/encoder/layers/self_attn/q_proj/kernel".
 
     Raises:
-      ValueError: nothing would be trained.
+      ValueError: the regex is found in no path, so nothing would be trained.
     """
     pattern, flat = SUBTREES.get(trainable, trainable), flatten(params)
     trained = {path: value for path, value in flat.items() if re.search(pattern, path)}
@@ -28,13 +28,14 @@ def split_params(params: Params, trainable: str) -> tuple[Params, Params]:
 
 
 def merge_params(a: Params, b: Params) -> Params:
-    """The inverse of `split_params`."""
+    """Merge two trees into one: the inverse of `split_params`. Where both have a path, that of `b` counts."""
     return unflatten(flatten(a) | flatten(b))
 
 
 def kernel_mask(params: Params) -> Params:
-    """True for kernels, False for biases, norms and positions: for `optax.adamw(..., mask=mp.params.kernel_mask)`.
+    """Return a tree of bools: True for kernels, False for biases, norms and embeddings.
 
-    By name, as layers are stacked: a bias has two axes here, so the usual test of the rank would decay it.
+    Use it to decay kernels only: `optax.adamw(..., mask=mp.params.kernel_mask)`. It goes by the name "kernel", because
+    layers are stacked: a bias has two axes here, so the usual test for more than one axis would decay it too.
     """
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)

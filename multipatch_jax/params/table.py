@@ -1,7 +1,9 @@
-"""ONE table: Hugging Face tensor name <-> parameter path + an invertible transform. Both directions derive from it.
+"""One table of every tensor: its Hugging Face name, the path of its parameter, its shape, and the change of layout.
 
-A transform is a permutation of axes, and a stack over layers where the name has an `{i}`. So nothing is ever rounded,
-and every tensor goes back bit for bit. The table also says every shape, so that it checks files and params alike.
+Loading (`to_params`) and saving (`from_params`) both follow this table, so that they cannot disagree. The change of
+layout is a permutation of axes; tensors with a layer's number in their name are also stacked along a new first axis.
+No number is rounded, so a tensor that is loaded in its own dtype is saved again bit for bit. The shapes serve to check
+both checkpoint files and params.
 """
 
 import dataclasses
@@ -15,68 +17,79 @@ from multipatch_jax.config import ModelConfig
 from multipatch_jax.params.tree import flatten
 
 PARTS = ("vision", "connector", "embeddings", "text")
-# kind: (suffix in a checkpoint, suffix in params, axes of ours in terms of theirs)
+# Kinds of tensors: (suffix in a checkpoint, suffix in params, axes), where param = tensor.transpose(axes).
 _LINEAR = ("weight", "kernel", (1, 0))
 _CONV = ("weight", "kernel", (2, 3, 1, 0))
 _EMBED = ("weight", "embedding", (0, 1))
 _SCALE = ("weight", "scale", (0,))
 _BIAS = ("bias", "bias", (0,))
-# (part, module name, {kind: shape in the checkpoint}); the letters are explained in `_dims`.
+# (part, module's name in a checkpoint, {kind: shape in a checkpoint}). In front of the name comes "model.", except for
+# lm_head and linear; "{i}" stands for a layer's number. `_dims` explains the letters and words of shapes.
 _TABLE = (
-    ("vision", "vision_model.embeddings.patch_embedding", {_CONV: "D C p p", _BIAS: "D"}),
-    ("vision", "vision_model.embeddings.position_embedding", {_EMBED: "N D"}),
-    ("vision", "vision_model.encoder.layers.{i}.layer_norm1", {_SCALE: "D", _BIAS: "D"}),
-    ("vision", "vision_model.encoder.layers.{i}.layer_norm2", {_SCALE: "D", _BIAS: "D"}),
-    ("vision", "vision_model.encoder.layers.{i}.self_attn.q_proj", {_LINEAR: "D D", _BIAS: "D"}),
-    ("vision", "vision_model.encoder.layers.{i}.self_attn.k_proj", {_LINEAR: "D D", _BIAS: "D"}),
-    ("vision", "vision_model.encoder.layers.{i}.self_attn.v_proj", {_LINEAR: "D D", _BIAS: "D"}),
-    ("vision", "vision_model.encoder.layers.{i}.self_attn.out_proj", {_LINEAR: "D D", _BIAS: "D"}),
-    ("vision", "vision_model.encoder.layers.{i}.mlp.fc1", {_LINEAR: "F D", _BIAS: "F"}),
-    ("vision", "vision_model.encoder.layers.{i}.mlp.fc2", {_LINEAR: "D F", _BIAS: "D"}),
-    ("vision", "vision_model.post_layernorm", {_SCALE: "D", _BIAS: "D"}),
-    ("connector", "connector.modality_projection.proj", {_LINEAR: "T E"}),
-    ("embeddings", "text_model.embed_tokens", {_EMBED: "V T"}),
-    ("text", "text_model.layers.{i}.input_layernorm", {_SCALE: "T"}),
-    ("text", "text_model.layers.{i}.post_attention_layernorm", {_SCALE: "T"}),
-    ("text", "text_model.layers.{i}.self_attn.q_proj", {_LINEAR: "Q T"}),
-    ("text", "text_model.layers.{i}.self_attn.k_proj", {_LINEAR: "K T"}),
-    ("text", "text_model.layers.{i}.self_attn.v_proj", {_LINEAR: "K T"}),
-    ("text", "text_model.layers.{i}.self_attn.o_proj", {_LINEAR: "T Q"}),
-    ("text", "text_model.layers.{i}.mlp.gate_proj", {_LINEAR: "I T"}),
-    ("text", "text_model.layers.{i}.mlp.up_proj", {_LINEAR: "I T"}),
-    ("text", "text_model.layers.{i}.mlp.down_proj", {_LINEAR: "T I"}),
-    ("text", "text_model.norm", {_SCALE: "T"}),
-    ("text", "lm_head", {_LINEAR: "V T"}),
-    ("text", "linear", {_LINEAR: "R T", _BIAS: "R"}),  # ColIdefics3's, in place of the lm_head
+    ("vision", "vision_model.embeddings.patch_embedding", {_CONV: "C rgb patch patch", _BIAS: "C"}),
+    ("vision", "vision_model.embeddings.position_embedding", {_EMBED: "positions C"}),
+    ("vision", "vision_model.encoder.layers.{i}.layer_norm1", {_SCALE: "C", _BIAS: "C"}),
+    ("vision", "vision_model.encoder.layers.{i}.layer_norm2", {_SCALE: "C", _BIAS: "C"}),
+    ("vision", "vision_model.encoder.layers.{i}.self_attn.q_proj", {_LINEAR: "C C", _BIAS: "C"}),
+    ("vision", "vision_model.encoder.layers.{i}.self_attn.k_proj", {_LINEAR: "C C", _BIAS: "C"}),
+    ("vision", "vision_model.encoder.layers.{i}.self_attn.v_proj", {_LINEAR: "C C", _BIAS: "C"}),
+    ("vision", "vision_model.encoder.layers.{i}.self_attn.out_proj", {_LINEAR: "C C", _BIAS: "C"}),
+    ("vision", "vision_model.encoder.layers.{i}.mlp.fc1", {_LINEAR: "F C", _BIAS: "F"}),
+    ("vision", "vision_model.encoder.layers.{i}.mlp.fc2", {_LINEAR: "C F", _BIAS: "C"}),
+    ("vision", "vision_model.post_layernorm", {_SCALE: "C", _BIAS: "C"}),
+    ("connector", "connector.modality_projection.proj", {_LINEAR: "D merged_width"}),
+    ("embeddings", "text_model.embed_tokens", {_EMBED: "V D"}),
+    ("text", "text_model.layers.{i}.input_layernorm", {_SCALE: "D"}),
+    ("text", "text_model.layers.{i}.post_attention_layernorm", {_SCALE: "D"}),
+    ("text", "text_model.layers.{i}.self_attn.q_proj", {_LINEAR: "query_width D"}),
+    ("text", "text_model.layers.{i}.self_attn.k_proj", {_LINEAR: "key_width D"}),
+    ("text", "text_model.layers.{i}.self_attn.v_proj", {_LINEAR: "key_width D"}),
+    ("text", "text_model.layers.{i}.self_attn.o_proj", {_LINEAR: "D query_width"}),
+    ("text", "text_model.layers.{i}.mlp.gate_proj", {_LINEAR: "mlp_width D"}),
+    ("text", "text_model.layers.{i}.mlp.up_proj", {_LINEAR: "mlp_width D"}),
+    ("text", "text_model.layers.{i}.mlp.down_proj", {_LINEAR: "D mlp_width"}),
+    ("text", "text_model.norm", {_SCALE: "D"}),
+    ("text", "lm_head", {_LINEAR: "V D"}),
+    ("text", "linear", {_LINEAR: "R D", _BIAS: "R"}),  # a ColIdefics3 retriever has it in place of lm_head
 )
 
 
 def _dims(config: ModelConfig) -> dict[str, int]:
     vision, scale = config.vision, config.connector.scale_factor
     dims = {
-        "C": vision.num_channels,
-        "p": vision.patch_size,
-        "N": vision.patches_per_side**2,  # positions
-        "D": vision.hidden_size,
-        "F": vision.intermediate_size,
-        "E": vision.hidden_size * scale**2,  # width after pixel_unshuffle
-        "T": config.connector.text_hidden_size,
+        "rgb": vision.num_channels,  # colour channels of a pixel
+        "patch": vision.patch_size,  # side of a patch, in pixels
+        "positions": vision.patches_per_side**2,  # rows of the position table
+        "C": vision.hidden_size,  # width of the vision tower
+        "F": vision.intermediate_size,  # width of the tower's MLP
+        "merged_width": vision.hidden_size * scale**2,  # width after pixel_unshuffle
+        "D": config.connector.text_hidden_size,  # width of the language model
     }
     if config.text is not None:
         text = config.text
         dims |= {
-            "V": text.vocab_size,
-            "Q": text.num_attention_heads * text.head_dim,
-            "K": text.num_key_value_heads * text.head_dim,
-            "I": text.intermediate_size,
-            "R": config.embedding_size or 0,
+            "V": text.vocab_size,  # ids in the vocabulary
+            "query_width": text.num_attention_heads * text.head_dim,  # of all query heads together
+            "key_width": text.num_key_value_heads * text.head_dim,  # of all key heads together, or all value heads
+            "mlp_width": text.intermediate_size,  # width of the language model's MLP
+            "R": config.embedding_size or 0,  # width of a retriever's vectors
         }
     return dims
 
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """One tensor of a checkpoint: where it goes in params, and how."""
+    """One tensor of a checkpoint, and where and how it is stored in params.
+
+    Attributes:
+      name: its Hugging Face name.
+      shape: its shape in the checkpoint.
+      part: the part of the model that it belongs to, one of `PARTS`.
+      path: the path of its parameter, such as "vision_model/post_layernorm/scale".
+      layer: its index in the parameter's stack of layers, or None where the parameter is not stacked.
+      num_layers: how many layers its part has, which is the size of that stack.
+      axes: the permutation of axes; `tensor.transpose(axes)` is the parameter, or one layer of it.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -88,13 +101,20 @@ class Tensor:
 
     @property
     def param_shape(self) -> tuple[int, ...]:
-        """Shape of the whole parameter at `path`, the stack of layers included."""
+        """The shape of the whole parameter at `path`, including the axis of layers."""
         shape = tuple(self.shape[axis] for axis in self.axes)
         return shape if self.layer is None else (self.num_layers, *shape)
 
 
 def check_parts(config: ModelConfig, parts: Iterable[str]) -> tuple[str, ...]:
-    """The parts asked for, in the table's order; "text" includes "embeddings"."""
+    """Return `parts` in the order of `PARTS`, with "embeddings" added where "text" is among them.
+
+    Args:
+      parts: one name or several of `PARTS`.
+
+    Raises:
+      ValueError: no names, an unknown name, or a part of the language model where `config.text` is None.
+    """
     asked = {parts} if isinstance(parts, str) else set(parts)
     if not asked or asked - set(PARTS):
         raise ValueError(f"parts must name some of {PARTS}, got {parts!r}.")
@@ -105,7 +125,11 @@ def check_parts(config: ModelConfig, parts: Iterable[str]) -> tuple[str, ...]:
 
 @functools.lru_cache
 def tensors(config: ModelConfig) -> Mapping[str, Tensor]:
-    """Every tensor of `config`'s checkpoint by its Hugging Face name."""
+    """Return every tensor of a checkpoint of this config, by its Hugging Face name.
+
+    The language model is left out where `config.text` is None, and `lm_head` where it is tied to the embeddings. A
+    retriever (`config.embedding_size` is set) has `linear` in place of `lm_head`.
+    """
     dims, text = _dims(config), config.text
     depths = {"vision": config.vision.num_hidden_layers, "text": text.num_hidden_layers if text else 0}
     found: dict[str, Tensor] = {}
@@ -131,17 +155,20 @@ def tensors(config: ModelConfig) -> Mapping[str, Tensor]:
 
 @functools.lru_cache
 def param_shapes(config: ModelConfig, parts: tuple[str, ...] = ("vision", "connector")) -> Mapping[str, tuple]:
-    """Path -> shape of every parameter in `parts`."""
+    """Return path -> shape of every parameter in `parts`."""
     return {t.path: t.param_shape for t in tensors(config).values() if t.part in parts}
 
 
 def to_params(
     config: ModelConfig, parts: tuple[str, ...], read: Callable[[str], np.ndarray], dtype: Any = None
 ) -> Iterable[tuple[str, np.ndarray]]:
-    """Yields (path, array) of each parameter in `parts`, one at a time so that no more than one is held twice.
+    """Yield (path, array) for each parameter in `parts`, read from a checkpoint.
+
+    It reads one parameter at a time, so that no more than one is in memory both as tensors and as a parameter.
 
     Args:
-      read: the tensor of a Hugging Face name. dtype: of the result; None keeps the file's.
+      read: returns the tensor with a given Hugging Face name.
+      dtype: of the arrays; None keeps that of the tensors.
     """
     by_path: dict[str, list[Tensor]] = {}
     for tensor in tensors(config).values():
@@ -159,7 +186,7 @@ def to_params(
 
 
 def from_params(config: ModelConfig, params: Mapping[str, Any]) -> Iterable[tuple[str, np.ndarray]]:
-    """Yields (Hugging Face name, array): the inverse of `to_params`, for whatever parts `params` has."""
+    """Yield (Hugging Face name, array) for each tensor whose parameter `params` have: the inverse of `to_params`."""
     flat = flatten(params)
     for tensor in tensors(config).values():
         if tensor.path in flat:

@@ -1,4 +1,4 @@
-"""TREE"""
+"""The params tree, a nested dict of arrays, and its flat form, a dict from paths ("a/b/kernel") to arrays."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -8,7 +8,11 @@ Params = dict[str, Any]
 
 
 def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": x}} -> {"a/b": x}."""
+    """Return a flat dict of the leaves of a nested one, by their paths: {"a": {"b": x}} -> {"a/b": x}.
+
+    Args:
+      prefix: put in front of every path.
+    """
     flat = {}
     for key, value in params.items():
         flat |= flatten(value, f"{prefix}{key}/") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
@@ -16,7 +20,7 @@ def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `flatten`."""
+    """Return the nested dict of a flat one, {"a/b": x} -> {"a": {"b": x}}: the inverse of `flatten`."""
     params: dict[str, Any] = {}
     for path, value in flat.items():
         *parents, leaf = path.split("/")
@@ -28,5 +32,5 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def count_parameters(shapes: Iterable[tuple[int, ...]]) -> int:
-    """Number of parameters in arrays of these shapes."""
+    """Return how many numbers arrays of these shapes hold, all together."""
     return sum(math.prod(shape) for shape in shapes)

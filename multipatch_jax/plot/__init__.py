@@ -1,4 +1,4 @@
-"""Pictures of tiles and tokens: with Pillow alone, and with matplotlib (the `demo` extra)."""
+"""Draw tiles and tokens: pictures with Pillow alone, and figures with matplotlib (the `demo` extra)."""
 
 from multipatch_jax.plot.figures import (
     plot_errors,

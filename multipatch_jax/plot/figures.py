@@ -1,4 +1,7 @@
-"""Plots of tiles and tokens, with matplotlib (the `demo` extra). Each returns a Figure: show it or `savefig` it."""
+"""Plot tiles, tokens and measurements with matplotlib (the `demo` extra).
+
+Each function returns a matplotlib `Figure`: show it in a notebook, or write it to a file with its method `savefig`.
+"""
 
 import importlib.util
 import itertools
@@ -19,13 +22,13 @@ _COLORS = ("#3b6fb6", "#e08a2e", "#3c9d6b", "#8a5bb0")
 
 
 def require_matplotlib() -> None:
-    """Raises a ValueError that says what to install, for callers who would rather know before they compute."""
+    """Raise a ValueError that says what to install if matplotlib is missing, before a long computation for a plot."""
     if importlib.util.find_spec("matplotlib") is None:
         raise ValueError('plots need matplotlib: pip install "multipatch_jax[demo]"')
 
 
 def _figure(width: float, height: float) -> Any:
-    """A Figure of its own: pyplot would keep every one alive."""
+    """Make a Figure without pyplot, which would keep every figure in memory."""
     require_matplotlib()
     from matplotlib.figure import Figure
 
@@ -41,12 +44,12 @@ def _headline(figure: Any, text: str) -> None:
 
 
 def _panel_height(plan: TilePlan) -> float:
-    """Inches; a picture is at most 3.3 high and 5 wide."""
+    """Return the height of a picture in inches: at most 3.3, and so that its width is at most 5."""
     return min(3.3, 5.0 * plan.height / plan.width)
 
 
 def _panels(plan: TilePlan) -> tuple[Any, Any, Any, Any]:
-    """A figure with two axes of the picture's shape, and a square one (or None) for the global tile."""
+    """Make a figure with two axes of the picture's shape, and square axes for the global tile (None without one)."""
     height = _panel_height(plan)
     width = max(height * plan.width / plan.height, 1.6)
     ratios = [width, width] + [max(0.6 * height, 1.6)] * plan.has_global_tile
@@ -59,7 +62,7 @@ def _panels(plan: TilePlan) -> tuple[Any, Any, Any, Any]:
 
 
 def _over(axes: Any, values: np.ndarray, plan: TilePlan, **options: Any) -> Any:
-    """Draws any grid over the area of the photograph, in its pixels."""
+    """Draw a grid of any size stretched over the area of the photograph, whose pixels are the coordinates."""
     extent = (0, plan.width, plan.height, 0)
     return axes.imshow(values, extent=extent, interpolation="nearest", aspect="equal", **options)
 
@@ -74,11 +77,12 @@ def _tile_lines(axes: Any, plan: TilePlan, color: str = "white") -> None:
 def plot_tiles(
     tiles: UInt8[Array, "N M M 3"] | UInt8[np.ndarray, "N M M 3"], plan: TilePlan, pale: Collection[int] = ()
 ) -> Any:
-    """The tiles as the model sees them, numbered, a gap between them, and the global tile at the right.
+    """Plot the tiles of an image as the model sees them: numbered, with gaps between, the global tile to the right.
 
     Args:
-      tiles: of one image. plan: of this image.
-      pale: indices of tiles to fade, such as those that need no encoding.
+      tiles: of one image.
+      plan: of this image.
+      pale: indices of tiles to fade, such as those that a cache would not encode again.
     """
     rows, cols = max(plan.rows, 1), max(plan.cols, 1)
     side = min(1.3, 9.0 / (cols + 1))
@@ -98,9 +102,16 @@ def plot_tiles(
 
 
 def plot_pca(image: UInt8[np.ndarray, "H W 3"], tokens: Any, plan: TilePlan, config: ModelConfig) -> Any:
-    """The photograph, and its tokens coloured by their first three principal components, each at its place.
+    """Plot a photograph, and beside it its tokens at their places, coloured by their first three principal components.
 
-    Tokens of similar colour are similar vectors. Tiles and global tile share the components, so their colours compare.
+    Tokens of similar colour are similar vectors. The tiles and the global tile share the components, so their colours
+    can be compared.
+
+    Args:
+      image: the photograph.
+      tokens: (N * T, D), as `encode_image` returns them for it.
+      plan: of this image.
+      config: of the model that made the tokens.
     """
     tiled, whole = token_map(pca_colors(check_tokens(tokens, plan)), plan, config)
     figure, left, right, square = _panels(plan)
@@ -120,7 +131,12 @@ def plot_pca(image: UInt8[np.ndarray, "H W 3"], tokens: Any, plan: TilePlan, con
 def plot_similarity(
     image: UInt8[np.ndarray, "H W 3"], tokens: Any, plan: TilePlan, config: ModelConfig, token: int
 ) -> Any:
-    """Cosine similarity of one token (an index, see `token_at`) to all others, over the photograph; it is framed."""
+    """Plot the cosine similarity of one token, which is framed, to all tokens, over the photograph.
+
+    Args:
+      image, tokens, plan, config: as in `plot_pca`.
+      token: the index of the token; `token_at` finds it for a pixel.
+    """
     similarity = cosine_similarity(check_tokens(tokens, plan), token)
     tiled, whole = token_map(similarity[:, None], plan, config)
     figure, left, right, square = _panels(plan)
@@ -159,11 +175,11 @@ def _frame(axes: Any, x: float, y: float, width: float, height: float) -> None:
 
 
 def plot_errors(errors: Mapping[str, Mapping[str, float]], limit: float | None = None) -> Any:
-    """Bars on a log scale: {series: {what: relative error}}. An error of 0 has no logarithm: it reads "exact".
+    """Plot relative errors as horizontal bars on a logarithmic scale. An error of 0 is marked "exact".
 
     Args:
-      errors: every series has the same names, drawn from top to bottom.
-      limit: a line that no bar should cross.
+      errors: {series: {name: relative error}}. All series have the same names, which are drawn from top to bottom.
+      limit: an error that is drawn as a line, for a bound that no bar should cross.
     """
     names = list(next(iter(errors.values())))
     positive = [error for series in errors.values() for error in series.values() if error > 0]
@@ -191,7 +207,11 @@ def plot_errors(errors: Mapping[str, Mapping[str, float]], limit: float | None =
 
 
 def plot_progress(finished: Mapping[str, Sequence[float]]) -> Any:
-    """Images finished over time: {series: seconds from the start at which each image was finished}."""
+    """Plot the number of images finished over time.
+
+    Args:
+      finished: {series: for each image, in ascending order, the seconds from the start until it was finished}.
+    """
     figure = _figure(8.0, 3.4)
     axes = figure.subplots()
     for (name, seconds), color in zip(finished.items(), itertools.cycle(_COLORS), strict=False):

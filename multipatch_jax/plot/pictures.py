@@ -1,4 +1,4 @@
-"""Pictures of what happens to an image, with Pillow alone."""
+"""Show the plan of an image without matplotlib: its tiles drawn on the picture by Pillow, and a line of text."""
 
 from typing import Any
 
@@ -9,15 +9,17 @@ from PIL import Image, ImageDraw, ImageFont
 from multipatch_jax.image import TilePlan
 
 _LINE, _INK, _PAPER = (255, 64, 96), (20, 20, 28), (250, 250, 252)
-_LINE, _INK, _PAPER = (255, 64, 96), (20, 20, 28), (250, 250, 252)
-_LINE, _INK, _PAPER = (255, 64, 96), (20, 20, 28), (250, 250, 252)
 
 
 def draw_tiles(image: UInt8[np.ndarray, "H W 3"], plan: TilePlan, *, longest_edge: int = 1024) -> Image.Image:
-    """The picture with its tiles' borders and numbers on it, and the global tile, squashed as the model sees it.
+    """Draw the borders and numbers of an image's tiles on it, with the global tile, if any, to the right.
+
+    The global tile is squashed to a square, as the model sees it. A line of text below describes the plan.
 
     Args:
-      image: the source pixels. plan: of this image. longest_edge: pixels; of the drawn picture.
+      image: the source pixels.
+      plan: of this image.
+      longest_edge: pixels of the longer side of the drawn image, without the global tile and the text.
     """
     scale = longest_edge / max(plan.height, plan.width)
     width, height = max(round(plan.width * scale), 1), max(round(plan.height * scale), 1)
@@ -44,12 +46,14 @@ def draw_tiles(image: UInt8[np.ndarray, "H W 3"], plan: TilePlan, *, longest_edg
 
 
 def _label(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, font: Any) -> None:
+    """Write a text at a place (x, y), on a filled box."""
     left, top, right, bottom = draw.textbbox(place, text, font=font)
     draw.rectangle([left - 4, top - 4, right + 4, bottom + 4], fill=_LINE)
     draw.text(place, text, fill=_PAPER, font=font)
 
 
 def _captioned(picture: Image.Image, plan: TilePlan) -> Image.Image:
+    """Return the picture with a description of the plan below it."""
     font = ImageFont.load_default(size=18)
     sheet = Image.new("RGB", (max(picture.width, 480), picture.height + 36), _PAPER)
     sheet.paste(picture, (0, 0))
@@ -58,7 +62,7 @@ def _captioned(picture: Image.Image, plan: TilePlan) -> Image.Image:
 
 
 def describe(plan: TilePlan) -> str:
-    """One line: 3000 x 4000 -> 3 x 4 tiles + global = 13 tiles, 832 tokens."""
+    """Describe a plan in one line, such as "3000 x 4000 -> 3 x 4 tiles + global = 13 tiles, 832 tokens"."""
     grid = f"{plan.rows} x {plan.cols} tiles" if plan.rows else "not split"
     tiles = "1 tile" if plan.num_tiles == 1 else f"{plan.num_tiles} tiles"
     plus = " + global" if plan.has_global_tile else ""

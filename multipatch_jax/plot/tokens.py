@@ -1,4 +1,4 @@
-"""TOKENS"""
+"""Compute what figures show of one image's tokens: their places, colours and similarities, in NumPy alone."""
 
 import math
 from typing import Any
@@ -11,20 +11,24 @@ from multipatch_jax.image import TilePlan
 
 
 def token_map(
-    tokens: Shaped[Array, "T D"] | Shaped[np.ndarray, "T D"], plan: TilePlan, config: ModelConfig
-) -> tuple[Shaped[np.ndarray, "R C D"], Shaped[np.ndarray, "t t D"] | None]:
-    """The tokens at their places over the picture, and those of the global tile, if there is one.
+    tokens: Shaped[Array, "tokens width"] | Shaped[np.ndarray, "tokens width"], plan: TilePlan, config: ModelConfig
+) -> tuple[Shaped[np.ndarray, "map_rows map_cols width"], Shaped[np.ndarray, "side side width"] | None]:
+    """Arrange an image's tokens at their places over the picture, and those of its global tile as a map of their own.
+
+    A tile's tokens are a square with a side of sqrt(T), written `side` here.
 
     Args:
-      tokens: of one image, as `encode_image` gives them: tiles row-major, each a t x t grid, the global tile last.
-        Anything of one row per token will do: colours, similarities, numbers.
-      plan: of this image. config: of the model that made the tokens.
+      tokens: one row for each token of an image, in the order of `encode_image`. A row may be anything: the token
+        itself, a colour, a similarity, a number.
+      plan: of this image.
+      config: of the model that made the tokens.
 
     Returns:
-      (rows * t, cols * t, D) and (t, t, D) or None. An image that is not split is one tile: (t, t, D) and None.
+      The map of the tiles, (rows * side, cols * side, width), and that of the global tile, (side, side, width). The
+      second is None without a global tile. An image that is not split is a grid of one tile.
 
     Raises:
-      ValueError: not as many tokens as the plan has.
+      ValueError: the number of tokens is not the plan's.
     """
     tokens = check_tokens(tokens, plan)
     side = math.isqrt(config.tiling.tokens_per_tile)
@@ -35,7 +39,7 @@ def token_map(
 
 
 def check_tokens(tokens: Any, plan: TilePlan) -> np.ndarray:
-    """The tokens as a NumPy array, after a check that there are as many as the plan has."""
+    """Return the tokens as a NumPy array; raise a ValueError unless their number is the plan's."""
     tokens = np.asarray(tokens)
     if tokens.ndim != 2 or len(tokens) != plan.num_tokens:
         raise ValueError(f"tokens must be of shape ({plan.num_tokens}, D) for this plan, got {tokens.shape}.")
@@ -43,7 +47,11 @@ def check_tokens(tokens: Any, plan: TilePlan) -> np.ndarray:
 
 
 def token_at(y: float, x: float, plan: TilePlan, config: ModelConfig) -> int:
-    """The index of the token, of the tiles and not the global one, that covers pixel (y, x) of the source image."""
+    """Return the index of the token that covers pixel (y, x) of the source image; never one of the global tile.
+
+    Raises:
+      ValueError: the pixel is outside the image.
+    """
     if not (0 <= y < plan.height and 0 <= x < plan.width):
         raise ValueError(f"Pixel ({y}, {x}) is not in an image of {plan.height} x {plan.width}.")
     numbers, _ = token_map(np.arange(plan.num_tokens)[:, None], plan, config)
@@ -51,8 +59,11 @@ def token_at(y: float, x: float, plan: TilePlan, config: ModelConfig) -> int:
     return int(numbers[int(y * rows / plan.height), int(x * cols / plan.width), 0])
 
 
-def pca_colors(tokens: Float[Array, "T D"] | Float[np.ndarray, "T D"]) -> Float[np.ndarray, "T 3"]:
-    """The first three principal components of the tokens as red, green and blue from 0 to 1."""
+def pca_colors(tokens: Float[Array, "tokens D"] | Float[np.ndarray, "tokens D"]) -> Float[np.ndarray, "tokens 3"]:
+    """Colour the tokens by their first three principal components, as red, green and blue from 0 to 1.
+
+    0 and 1 are the component's 1st and 99th percentiles; values beyond are clipped.
+    """
     x = np.asarray(tokens, np.float32)
     x = x - x.mean(axis=0)
     _, _, components = np.linalg.svd(x, full_matrices=False)
@@ -64,8 +75,19 @@ def pca_colors(tokens: Float[Array, "T D"] | Float[np.ndarray, "T D"]) -> Float[
     return np.clip((projected - low) / np.maximum(high - low, 1e-12), 0, 1)
 
 
-def cosine_similarity(tokens: Float[Array, "T D"] | Float[np.ndarray, "T D"], token: int) -> Float[np.ndarray, " T"]:
-    """Of one token to all, itself included; the mean token, which all have in common, is taken off first."""
+def cosine_similarity(
+    tokens: Float[Array, "tokens D"] | Float[np.ndarray, "tokens D"], token: int
+) -> Float[np.ndarray, " tokens"]:
+    """Compute the cosine similarity of one token to all, itself included.
+
+    The mean of all tokens is subtracted first, because it is a direction that all tokens share.
+
+    Args:
+      token: an index.
+
+    Raises:
+      ValueError: the index is outside the tokens.
+    """
     x = np.asarray(tokens, np.float32)
     if not 0 <= token < len(x):
         raise ValueError(f"token must be from 0 to {len(x) - 1}, got {token}.")

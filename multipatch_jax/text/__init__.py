@@ -1,4 +1,4 @@
-"""Texts, images and videos -> what a language model takes: prompts, token ids, and visual tokens in their places."""
+"""Make a language model's inputs from texts, images and videos: prompts, token ids, embeddings with visual tokens."""
 
 from multipatch_jax.text.chat import Chat
 from multipatch_jax.text.packing import embed_tokens, labels_for, pack

@@ -1,4 +1,4 @@
-"""Visual tokens to their places in a language model's input: the prompt's markers, their count, and the packing."""
+"""Make a language model's input embeddings and labels: embed token ids, and put visual tokens in their places."""
 
 import math
 import operator
@@ -22,8 +22,12 @@ def _check_integers(name: str, ids: Any) -> None:
         raise ValueError(f"{name} must be an integer array of shape (B, S), got {found}.")
 
 
-def embedding_table(params: dict[str, Any]) -> Float[Array | np.ndarray, "vocabulary D"]:
-    """The token embeddings of `params`; ValueError where they were not loaded."""
+def embedding_table(params: dict[str, Any]) -> Float[Array | np.ndarray, "V D"]:
+    """Return the table of token embeddings of `params`.
+
+    Raises:
+      ValueError: the embeddings were not loaded.
+    """
     try:
         return params["text_model"]["embed_tokens"]["embedding"]
     except (KeyError, TypeError):
@@ -34,19 +38,23 @@ def embedding_table(params: dict[str, Any]) -> Float[Array | np.ndarray, "vocabu
 
 @jax.jit
 def _embed(table, input_ids):
-    # `get` would count negative ids from the end.
+    # A negative index would count from the end, so negative ids are moved beyond it.
     return table.at[jnp.where(input_ids < 0, len(table), input_ids)].get(mode="fill", fill_value=jnp.nan)
 
 
 def embed_tokens(params: dict[str, Any], input_ids: Int[Array | np.ndarray, "B S"]) -> Float[Array, "B S D"]:
-    """The language model's own embeddings of token ids, `<image>` included.
+    """Look up the language model's own embeddings of token ids; `<image>` ids get theirs too.
 
     Args:
       params: loaded with "embeddings" among the `parts`.
-      input_ids: inside your own jit, where nothing can be raised, an id outside the vocabulary becomes NaN.
+      input_ids: any integer dtype.
+
+    Returns:
+      (B, S, D) in the dtype of the embeddings.
 
     Raises:
-      ValueError: the params have no embeddings, or an id is outside the vocabulary.
+      ValueError: the params have no embeddings, or an id is outside the vocabulary. Inside your own jit no error can
+        depend on ids; there the embedding of such an id is NaN.
     """
     table = embedding_table(params)
     _check_integers("input_ids", input_ids)
@@ -64,7 +72,7 @@ def embed_tokens(params: dict[str, Any], input_ids: Int[Array | np.ndarray, "B S
 
 @jax.jit
 def _pack(input_ids, text_embeddings, visual_tokens, image_token_id, num_tokens):
-    if not len(visual_tokens):  # nothing can be gathered from nothing
+    if not len(visual_tokens):  # a gather needs at least one row
         visual_tokens = jnp.full((1, visual_tokens.shape[1]), jnp.nan)
     places = input_ids == image_token_id
     order = jnp.cumsum(places.ravel()).reshape(places.shape) - 1
@@ -75,7 +83,12 @@ def _pack(input_ids, text_embeddings, visual_tokens, image_token_id, num_tokens)
 
 
 def _check_filled(places: np.ndarray, sizes: Sequence[int] | np.ndarray) -> None:
-    """Each sample's places must be filled exactly by whole arrays of `sizes` tokens, one after another."""
+    """Raise a ValueError unless whole arrays, in order, fill the `<image>` places of each sample exactly.
+
+    Args:
+      places: the number of `<image>` places of each sample.
+      sizes: the number of tokens of each array.
+    """
     ends = np.cumsum([0, *sizes])
     start = 0
     for sample, wanted in enumerate(places):
@@ -90,7 +103,7 @@ def _check_filled(places: np.ndarray, sizes: Sequence[int] | np.ndarray) -> None
     if start != ends[-1]:
         raise ValueError(
             f"Visual tokens must fill the places of each sample exactly, got {ends[-1] - start} tokens more than the "
-            f"places of all {len(places)} samples up to sample {len(places) - 1} (places by sample: {places.tolist()}, "
+            f"places of all {len(places)} samples, 0 to {len(places) - 1} (places by sample: {places.tolist()}, "
             f"tokens in all: {ends[-1]}): if they are padding, say how many are real with num_tokens."
         )
 
@@ -98,30 +111,31 @@ def _check_filled(places: np.ndarray, sizes: Sequence[int] | np.ndarray) -> None
 def pack(
     input_ids: Int[Array | np.ndarray, "B S"],
     text_embeddings: Float[Array | np.ndarray, "B S D"],
-    visual_tokens: Float[Array | np.ndarray, "V D"] | Sequence[Float[Array | np.ndarray, "V D"]],
+    visual_tokens: Float[Array | np.ndarray, "tokens D"] | Sequence[Float[Array | np.ndarray, "tokens D"]],
     *,
     image_token_id: int,
     num_tokens: int | Int[Array, ""] | None = None,
 ) -> Float[Array, "B S D"]:
-    """Puts visual tokens in the places of the `<image>` tokens: the language model's input embeddings.
+    """Put visual tokens in the places of the `<image>` ids, which gives the language model's input embeddings.
 
-    One jitted gather, compiled once for each (B, S, V). Differentiable in the embeddings and the tokens.
+    This is one jitted gather, compiled once for each B, S and number of visual tokens. It is differentiable in the
+    embeddings and in the tokens.
 
     Args:
-      input_ids: padded on either side; a sample may have any number of images.
-      text_embeddings: of all ids, `<image>` included, as `embed_tokens` gives them. Text positions come back as they
-        are.
-      visual_tokens: in the order of their places, sample after sample: one array, or a list of them (one an image, as
-        `encode_images` gives them), which is concatenated on the host. Tiles (N, T, D) pass as (N * T, D). Cast to the
-        dtype of `text_embeddings`.
+      input_ids: padded on either side. A sample may have any number of images.
+      text_embeddings: the embeddings of all ids, `<image>` included, as `embed_tokens` returns them. Those of ids other
+        than `<image>` are returned unchanged.
+      visual_tokens: in the order of their places, sample after sample. Either one array, or a list of arrays (one for
+        each image, as `encode_images` returns them), which is concatenated on the host unless it is traced. An array
+        (N, T, D) counts as (N * T, D). The tokens are cast to the dtype of `text_embeddings`.
       image_token_id: `config.image_token_id`.
-      num_tokens: how many rows of one array are real, where it is padded to a capacity V so that one program serves
-        many batches; None is all of them.
+      num_tokens: for one array that is padded to a fixed capacity, so that one program serves many batches: the number
+        of its first rows that are real. None means that all rows are real.
 
     Raises:
-      ValueError: shapes that do not fit, or not as many tokens as places; of a list, also an image whose tokens would
-        lie in two samples. Inside your own jit, where ids are not known and nothing can be raised, every value of the
-        result is NaN instead.
+      ValueError: shapes or dtypes do not fit; there are more or fewer tokens than places; or the tokens of one array of
+        a list would lie in two samples. Inside your own jit no error can depend on ids; there every value of the result
+        is NaN if tokens and places do not fit.
     """
     _check_integers("input_ids", input_ids)
     shape = tuple(getattr(text_embeddings, "shape", ()))
@@ -140,8 +154,8 @@ def pack(
         found = tuple(getattr(array, "shape", ()))
         if len(found) < 2 or found[-1] != shape[2] or not jnp.issubdtype(array.dtype, jnp.floating):
             raise ValueError(
-                f"visual_tokens must be floating of shape (V, D) with D = {shape[2]} as text_embeddings, or a list of "
-                f"such arrays, got {getattr(array, 'dtype', type(array).__name__)} of shape {found}."
+                f"visual_tokens must be floating of shape (tokens, D) with D = {shape[2]} as text_embeddings, or a "
+                f"list of such arrays, got {getattr(array, 'dtype', type(array).__name__)} of shape {found}."
             )
     if is_list and num_tokens is not None:
         raise ValueError(f"num_tokens goes with one padded array, got {num_tokens} and a list of {len(arrays)} arrays.")
@@ -150,7 +164,7 @@ def pack(
     num_tokens = capacity if num_tokens is None else num_tokens
     if not _is_traced(num_tokens):
         try:
-            num_tokens = operator.index(num_tokens)  # NumPy's and JAX's integers would each be a program of their own
+            num_tokens = operator.index(num_tokens)  # NumPy's and JAX's integers would each compile another program
         except TypeError:
             raise ValueError(f"num_tokens must be an integer or None, got {num_tokens!r}.") from None
         if not 0 <= num_tokens <= capacity:
@@ -158,7 +172,7 @@ def pack(
         if not _is_traced(input_ids):
             places = (np.asarray(input_ids) == image_token_id).sum(axis=1)
             _check_filled(places, sizes if is_list else np.ones(num_tokens, int))
-        elif is_list:  # the program itself sees to it that no image lies in two samples
+        elif is_list:  # ids are traced: an array that lies in two samples makes num_tokens -1, so all is NaN
             ends = jnp.cumsum((input_ids == image_token_id).sum(axis=1))
             num_tokens = jnp.where(jnp.isin(ends, np.cumsum([0, *sizes])).all(), num_tokens, -1)
     if is_list:
@@ -177,16 +191,22 @@ def labels_for(
     attention_mask: Int[Array | np.ndarray, "B S"] | None = None,
     ignore_index: int = -100,
 ) -> Int[Array, "B S"]:
-    """Targets for training: the ids, with `ignore_index` at `<image>` places and at padding.
+    """Make training targets: the ids, with `ignore_index` at `<image>` places and at padding.
 
-    The reference does not mask image places by itself: a loss over them would teach the model to write `<image>`.
+    A loss over image places would teach the model to write `<image>`; the reference does not mask them by itself.
+
+    Args:
+      input_ids: as in `pack`.
+      image_token_id: `config.image_token_id`.
+      attention_mask: 0 at padding. None masks no padding.
+      ignore_index: the label of positions without a loss.
     """
     _check_integers("input_ids", input_ids)
     if attention_mask is not None and np.shape(attention_mask) != input_ids.shape:
         raise ValueError(
             f"attention_mask must have the shape of input_ids, got {np.shape(attention_mask)} and {input_ids.shape}."
         )
-    ids = jnp.asarray(input_ids, jnp.int32)  # unsigned ones could not hold ignore_index
+    ids = jnp.asarray(input_ids, jnp.int32)  # unsigned integers could not hold ignore_index
     ignored = ids == image_token_id
     if attention_mask is not None:
         ignored |= jnp.asarray(attention_mask) == 0

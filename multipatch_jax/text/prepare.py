@@ -1,4 +1,4 @@
-"""PREPARE"""
+"""Make a language model's inputs from texts and images in one call: tokenise, encode, embed and pack."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,22 +25,29 @@ def prepare_inputs(
     max_length: int | None = None,
     batch_size: int | None = None,
 ) -> dict[str, jax.Array | np.ndarray]:
-    """Texts and images to what any decoder of the family takes.
+    """Make the inputs of a decoder of the family from texts and images.
 
     Args:
       params: loaded with parts=("vision", "connector", "embeddings").
-      texts, images, padding_side, max_length: as in `Processor`.
-      batch_size: tiles in flight; None is 1 on a CPU, 8 on a TPU and 17 on a GPU.
+      texts, images, padding_side, max_length: as in a call of `Processor`.
+      config: the model's.
+      processor: of the same checkpoint.
+      batch_size: most tiles in flight on a device; None chooses by backend (`encode.tiles_in_flight`).
 
     Returns:
-      "inputs_embeds" (B, S, D) in the dtype of the embeddings, "attention_mask" and "position_ids" (B, S) int32, which
-      count from the first token that is not padding.
+      A dict of
+        * "inputs_embeds": (B, S, D) in the dtype of the embeddings.
+        * "attention_mask": (B, S) int32, 0 at padding.
+        * "position_ids": (B, S) int32, counted from 0 at the first token that is not padding. Padding on the left has
+          position 0; padding on the right repeats the last position.
 
     Raises:
-      ValueError: as `Processor`, or the params have no embeddings, or too few for the tokenizer.
+      ValueError: as `Processor`; or `params` do not fit the config, have no embeddings, or have too few for the
+        tokenizer's ids; or `batch_size` is not a positive integer.
+      ImageError, FileNotFoundError: as `Processor`.
     """
-    resolve_config(config, params)  # told before anything runs on the device, as all that follows
-    tiles_in_flight(batch_size)
+    resolve_config(config, params)  # called for its errors, before any work on the device
+    tiles_in_flight(batch_size)  # for its errors, too
     width, expected = embedding_table(params).shape[1], config.connector.text_hidden_size
     if width != expected:
         raise ValueError(f"The token embeddings must be as wide as the visual tokens, {expected}, got {width}.")

@@ -1,4 +1,4 @@
-"""Text and images to what a language model takes: chat template, markers, token ids, and then `inputs_embeds`.
+"""Turn texts or chats, with their images, into a padded batch of token ids: a checkpoint's chat template and tokenizer.
 
 Needs the extra `text`: the libraries `tokenizers` and `jinja2`, imported at first use. Prompts are rendered and
 tokenised as the reference does it (transformers 5.23).
@@ -25,11 +25,13 @@ TOKENIZER = "tokenizer.json"
 
 
 class TextInputs(NamedTuple):
-    """A batch: token ids with every marker in place, and the images that belong to them.
+    """A batch of tokenised texts, and their images.
 
     Attributes:
-      input_ids, attention_mask: (B, S); the mask is 0 at padding.
-      images: pixels of all images, in the order of their places. plans: their tiles.
+      input_ids: (B, S), with the markers and `<image>` tokens of every image.
+      attention_mask: (B, S), 0 at padding and 1 elsewhere.
+      images: the pixels of all images, in the order of their places in the texts.
+      plans: the plan of each of the images.
     """
 
     input_ids: Int32[np.ndarray, "B S"]
@@ -44,10 +46,10 @@ class Processor:
 
     Attributes:
       tokenizer: a `tokenizers.Tokenizer`.
-      chat_template: Jinja, None where the checkpoint has none.
-      special_tokens: "bos_token", "eos_token" and the like, which templates may name.
-      pad_token_id: fills the shorter texts of a batch; None where the checkpoint has none.
-      padding_side: "left" or "right".
+      chat_template: Jinja source; None if the checkpoint has none.
+      special_tokens: texts of special tokens by name, "bos_token", "eos_token" and the like; variables of the template.
+      pad_token_id: fills the shorter texts of a batch; None if the checkpoint has none.
+      padding_side: "left" or "right"; the default of calls.
     """
 
     tokenizer: Any
@@ -58,20 +60,21 @@ class Processor:
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path) -> "Processor":
-        """Reads tokenizer.json, tokenizer_config.json and the chat template of a folder or hub id in HF's layout.
+        """Read tokenizer.json, tokenizer_config.json and the chat template of a folder or hub id in HF's layout.
 
         Raises:
-          FileNotFoundError: no such folder or id, or it has no tokenizer.json. ValueError: a file is damaged.
-          ImportError: the extra is not installed.
+          FileNotFoundError: the folder or id does not exist, or has no tokenizer.json.
+          ValueError: a file is damaged.
+          ImportError: the extra `text` is not installed.
         """
         try:
-            import jinja2.sandbox  # noqa: F401 (for `render`, told now rather than then)
+            import jinja2.sandbox  # noqa: F401 (needed later, by `render`: a missing library fails here)
             from tokenizers import Tokenizer
         except ImportError as error:
             raise ImportError(f'A Processor needs the extra "text" ({error}): install multipatch_jax[text].') from error
         folder = Path(name_or_path) if Path(name_or_path).is_dir() else _download(str(name_or_path))
         if not (folder / TOKENIZER).is_file():
-            raise FileNotFoundError(f"{folder} has no {TOKENIZER}, from which texts are tokenised.")
+            raise FileNotFoundError(f"{folder} has no {TOKENIZER}, which is needed to tokenise texts.")
         try:
             tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
         except Exception as error:  # the library raises nothing more specific
@@ -85,7 +88,7 @@ class Processor:
         return cls(tokenizer, read_template(folder), special, pad_token_id, settings.get("padding_side", "right"))
 
     def render(self, chat: Chat, *, add_generation_prompt: bool = True) -> str:
-        """A chat as the text that the model was trained on, images still as `<image>`.
+        """Render a chat as a text in the format that the model was trained on, with one `<image>` for each image.
 
         Args:
           chat: messages {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}.
@@ -99,7 +102,7 @@ class Processor:
         return render(self.chat_template, chat, self.special_tokens, add_generation_prompt)
 
     def decode(self, ids: Any) -> str:
-        """The text of generated ids (S,), special tokens left out."""
+        """Return the text of generated ids (S,), without special tokens."""
         return self.tokenizer.decode(np.asarray(ids).tolist())
 
     def __call__(
@@ -111,18 +114,20 @@ class Processor:
         padding_side: str | None = None,
         max_length: int | None = None,
     ) -> TextInputs:
-        """Loads the images, expands the prompts and tokenises them.
+        """Load the images, expand the prompts and tokenise them.
 
         Args:
-          texts: texts with one `<image>` for each of their images, or chats, which are rendered first.
-          images: whatever `load_image` takes: all of them in the order of their places, or a list for each text.
-          config: of the model; its tiling decides how many tokens an image becomes.
-          padding_side: "left" (to generate from a batch) or "right"; None is the checkpoint's.
-          max_length: texts are cut to their first `max_length` tokens, but never an image.
+          texts: a list of texts, with one `<image>` for each of their images, and of chats, which are rendered first.
+          images: anything that `load_image` takes. Either one flat list (or an array (B, H, W, 3)), in the order of the
+            `<image>` in the texts, or a list of images for each text.
+          config: the model's; its tiling decides how many tokens an image becomes.
+          padding_side: "left" (to generate from a batch) or "right"; None is that of the processor.
+          max_length: most tokens of a text; longer texts lose their end. None cuts nothing.
 
         Raises:
-          ValueError: images and places differ in number, the cut would lose tokens of an image, or the tokenizer is not
-            of this config. ImageError, FileNotFoundError: as `load_image`, with the image's index.
+          ValueError: the numbers of images and `<image>` differ; a cut would lose tokens of an image; a text has a
+            `<video>`; texts need padding and there is no pad token; or the tokenizer does not belong to `config`.
+          ImageError, FileNotFoundError: as `load_image`, with a note of the image's index.
         """
         side = self.padding_side if padding_side is None else padding_side
         if side not in ("left", "right"):
@@ -139,7 +144,7 @@ class Processor:
         prompts = [text if isinstance(text, str) else self.render(text) for text in texts]
         if any(VIDEO in prompt for prompt in prompts):
             raise ValueError(
-                f"Only images have their places filled here, got a text with {VIDEO}: expand that with "
+                f"A Processor fills in images only, got a text with {VIDEO}: expand that with "
                 f"expand_video_prompt, tokenise it with processor.tokenizer, and pack what encode_frames gives."
             )
         flat = _flatten(images, [prompt.count(IMAGE) for prompt in prompts])
@@ -150,7 +155,7 @@ class Processor:
             num_images = prompt.count(IMAGE)
             expanded = expand_prompt(prompt, plans[done : done + num_images], config)
             done += num_images
-            # As in the reference, a template that writes the first special token itself gets no second one.
+            # As in the reference: if the template wrote the bos token, the tokenizer does not add another.
             bos = self.special_tokens.get("bos_token")
             rendered = not isinstance(text, str) and bos is not None and prompt.startswith(bos)
             ids.append(self.tokenizer.encode(expanded, add_special_tokens=not rendered).ids)
@@ -179,12 +184,13 @@ class Processor:
 
 
 def _content(token: Any) -> str | None:
-    """The text of a special token, which tokenizer_config.json writes as a string or as an object."""
+    """Return the text of a special token, which tokenizer_config.json stores as a string or as an object."""
     token = token.get("content") if isinstance(token, Mapping) else token
     return token if isinstance(token, str) else None
 
 
 def _download(repo_id: str) -> Path:
+    """Fetch the tokenizer and the files that may hold the chat template; return their folder."""
     folder = fetch(repo_id, TOKENIZER).parent
     for name in TEMPLATES:
         fetch_if_there(repo_id, name)
@@ -192,9 +198,16 @@ def _download(repo_id: str) -> Path:
 
 
 def _flatten(images: Sequence[Any], places: list[int]) -> list[Any]:
-    """All images in order, after a check that their number is that of the places, in each text where one can say."""
-    one_text = isinstance(images, (str, bytes))  # a path or a file's bytes: sequences too
-    if one_text or not (isinstance(images, Sequence) or getattr(images, "ndim", 0) == 4):  # (N, H, W, 3) is N images
+    """Return all images as one list, after checking their number against the `<image>` places of the texts.
+
+    A flat list is checked by its total, a list of lists by each text.
+
+    Args:
+      images: a flat list, an array of images, or a list for each text.
+      places: the number of `<image>` places of each text.
+    """
+    one_text = isinstance(images, (str, bytes))  # a path or the bytes of a file: Python calls these sequences, too
+    if one_text or not (isinstance(images, Sequence) or getattr(images, "ndim", 0) == 4):  # a 4-D array is B images
         raise ValueError("images must be a list of images; for a single one, pass [image].")
     images = list(images)
     nested = [isinstance(one, (list, tuple)) for one in images]

@@ -1,4 +1,12 @@
-"""PROMPT"""
+"""Expand the `<image>` of a prompt into markers and `<image>` tokens, tile by tile, and count the tokens.
+
+The expansion is that of the reference's processors (`Idefics3Processor`, `SmolVLMProcessor`, transformers 5.23). An
+image of 1 x 2 tiles and a global tile becomes the following, with these line breaks; I is `<image>`, T times:
+
+    <fake_token_around_image><row_1_col_1>I<fake_token_around_image><row_1_col_2>I
+
+    <fake_token_around_image><global-img>I<fake_token_around_image>
+"""
 
 from collections.abc import Sequence
 
@@ -8,12 +16,15 @@ from multipatch_jax.image import TilePlan
 IMAGE = "<image>"
 FAKE = "<fake_token_around_image>"
 GLOBAL = "<global-img>"
-SINGLE_TOKEN_IMAGE_ID = 49190  # of the vocabulary of 49280, in which every marker is one token
-SINGLE_TOKEN_GRID = 6  # it has <row_1_col_1> to <row_6_col_6>
+SINGLE_TOKEN_IMAGE_ID = 49190  # `<image>` in the vocabulary of 49280 ids, where every marker is one token
+SINGLE_TOKEN_GRID = 6  # that vocabulary has <row_1_col_1> to <row_6_col_6>
 
 
 def one_tile_markers(config: ModelConfig) -> str:
-    """What stands for one whole picture: an image that is not split, the global tile, or a frame of a video."""
+    """Return the markers and `<image>` tokens of one tile that shows a whole picture.
+
+    That is an image that is not split, the global tile of one that is, or a frame of a video.
+    """
     return f"{FAKE}{GLOBAL}{IMAGE * config.tiling.tokens_per_tile}{FAKE}"
 
 
@@ -27,6 +38,7 @@ def _check_plan(plan: TilePlan, config: ModelConfig) -> None:
 
 
 def _markers(plan: TilePlan, config: ModelConfig) -> str:
+    """Return what the `<image>` of an image with this plan is replaced by."""
     _check_plan(plan, config)
     if not plan.rows:
         return one_tile_markers(config)
@@ -38,16 +50,18 @@ def _markers(plan: TilePlan, config: ModelConfig) -> str:
 
 
 def expand_prompt(text: str, plans: Sequence[TilePlan], config: ModelConfig) -> str:
-    """The text with each `<image>` replaced by the markers of its image's tiles, as the reference writes it.
+    """Replace each `<image>` of a text by the markers and `<image>` tokens of its image's tiles, as the reference does.
 
-    With `global_tile=False`, which the reference does not have, a split image is its rows alone.
+    With `global_tile=False`, which the reference does not have, a split image becomes its rows without the line break
+    and the global tile that follow them.
 
     Args:
       text: with one `<image>` for each image.
-      plans: of the images, in the order of their places in the text.
+      plans: one for each image, in the order of the text's `<image>`.
+      config: the model's.
 
     Raises:
-      ValueError: not as many images as places, or a plan of another config.
+      ValueError: the numbers of `<image>` and plans differ, or a plan was made with another config.
     """
     parts = text.split(IMAGE)
     if len(parts) - 1 != len(plans):
@@ -58,13 +72,14 @@ def expand_prompt(text: str, plans: Sequence[TilePlan], config: ModelConfig) -> 
 
 
 def expanded_length(plan: TilePlan, config: ModelConfig) -> int:
-    """Number of tokens that one `<image>` becomes, markers included, where each marker is one token.
+    """Count the tokens that one `<image>` becomes, markers included, without a tokenizer.
 
-    That holds for SmolVLM-256M, SmolVLM-500M, all of SmolVLM2 and SmolDocling, in grids of up to 6 x 6.
+    This needs a vocabulary in which each marker is one token: that of SmolVLM-256M, SmolVLM-500M, all of SmolVLM2 and
+    SmolDocling, for grids of up to 6 x 6 tiles.
 
     Raises:
-      ValueError: another vocabulary or a larger grid, where markers are spelled and the tokenizer must count; or a plan
-        of another config.
+      ValueError: the vocabulary is another one, or the grid is larger. A marker may then be several tokens, and only
+        the tokenizer can count them. Or the plan was made with another config.
     """
     _check_plan(plan, config)
     if config.image_token_id != SINGLE_TOKEN_IMAGE_ID or max(plan.rows, plan.cols) > SINGLE_TOKEN_GRID:
@@ -73,7 +88,7 @@ def expanded_length(plan: TilePlan, config: ModelConfig) -> int:
             f"{SINGLE_TOKEN_IMAGE_ID}, up to {SINGLE_TOKEN_GRID} x {SINGLE_TOKEN_GRID} tiles), got image_token_id "
             f"{config.image_token_id} and {plan.rows} x {plan.cols} tiles: tokenise what expand_prompt writes."
         )
-    # A tile has two markers, a row ends in a line break (the last one's is one token with the one that follows it),
-    # and the whole picture has three markers.
+    # Two markers for each tile of the grid. One line break for each row: the two after the last row are one token.
+    # Three markers around the global tile, or around an image that is not split.
     grid = plan.rows * plan.cols
     return plan.num_tokens + 2 * grid + plan.rows + (3 if plan.has_global_tile or not grid else 0)

@@ -1,4 +1,4 @@
-"""SmolVLM2's videos: which frames are looked at, what the prompt says of them, and their visual tokens."""
+"""Prepare videos for SmolVLM2: choose frames, expand `<video>` in the prompt, and encode the frames."""
 
 import dataclasses
 import datetime
@@ -22,11 +22,12 @@ _TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 
 @dataclasses.dataclass(frozen=True)
 class VideoPlan:
-    """Which frames of one video are looked at.
+    """The frames chosen from one video.
 
     Attributes:
-      indices: of the frames, from 0, ascending.
-      fps: frames a second of the video itself. duration: seconds, of the whole video.
+      indices: of the chosen frames, counted from 0, ascending.
+      fps: frames per second of the video itself.
+      duration: of the whole video, in seconds.
     """
 
     indices: tuple[int, ...]
@@ -37,15 +38,19 @@ class VideoPlan:
 def sample_frames(
     num_frames: int, fps: float, *, target_fps: float = 1, max_frames: int = 64, skip_seconds: float = 1
 ) -> VideoPlan:
-    """The frames that the reference looks at (`SmolVLMVideoProcessor.sample_frames`, transformers 5.23).
+    """Choose the frames that the reference chooses (`SmolVLMVideoProcessor.sample_frames`, transformers 5.23).
+
+    The frames are spread evenly; their number is the duration times `target_fps`, rounded, from 1 to `max_frames`.
 
     Args:
-      num_frames: of the video. fps: its frames a second.
-      target_fps: frames to take a second. max_frames: the most to take. Both as in the checkpoints' `video_sampling`.
-      skip_seconds: left out at both ends of a video whose rest is longer than `max_frames * target_fps` seconds.
+      num_frames: of the video.
+      fps: frames per second of the video.
+      target_fps: frames to choose per second, as in the checkpoint's `video_sampling`.
+      max_frames: the most frames to choose, as in the checkpoint's `video_sampling`.
+      skip_seconds: seconds to leave out at each end, if the rest is longer than `max_frames * target_fps` seconds.
 
     Raises:
-      ValueError: a video without frames, or a rate or limit that is not positive.
+      ValueError: the video has no frames, a rate or limit is not positive, or `skip_seconds` is negative.
     """
     if num_frames < 1:
         raise ValueError(f"A video must have at least one frame, got {num_frames}.")
@@ -57,7 +62,8 @@ def sample_frames(
     duration = num_frames / fps
     count = max(min(round(target_fps * duration), max_frames), 1)
     first, last = 0, num_frames - 1
-    if skip_seconds > 0 and duration - 2 * skip_seconds > max_frames * target_fps:  # seconds to frames, as they have it
+    # The reference compares these seconds with this number of frames, although the units differ.
+    if skip_seconds > 0 and duration - 2 * skip_seconds > max_frames * target_fps:
         first, last = int(skip_seconds * fps), min(int(num_frames - skip_seconds * fps), last)
         if first >= last:
             first, last = 0, num_frames - 1
@@ -66,7 +72,7 @@ def sample_frames(
 
 
 def _in_words(number: int) -> str:
-    """A number below a million in British English, as num2words spells it."""
+    """Spell a number from 0 to 999,999 in British English, as num2words does."""
     if number < 20:
         return _SMALL[number]
     if number < 100:
@@ -78,12 +84,18 @@ def _in_words(number: int) -> str:
 
 
 def expand_video_prompt(text: str, videos: Sequence[VideoPlan], config: ModelConfig) -> str:
-    """The text with each `<video>` replaced by an intro and its frames, each with its time and the markers of one tile.
+    """Replace each `<video>` of a text by an introduction and its frames, as the reference's `SmolVLMProcessor` does.
 
-    It is what SmolVLMProcessor writes. For a text with images too, call `expand_prompt` first.
+    A frame is written as its time in the video, followed by the markers and `<image>` tokens of one tile. For a text
+    that has images too, call `expand_prompt` first, because it counts every `<image>` in the text.
+
+    Args:
+      text: with one `<video>` for each video.
+      videos: one plan for each video, in the order of the text's `<video>`.
+      config: the model's.
 
     Raises:
-      ValueError: not as many videos as places, or a video without frames.
+      ValueError: the numbers of `<video>` and videos differ, or a video has no frames.
     """
     parts = text.split(VIDEO)
     if len(parts) - 1 != len(videos):
@@ -113,22 +125,27 @@ def encode_frames(
     config: ModelConfig,
     video_size: int | None = None,
     batch_size: int | None = None,
-) -> Float[np.ndarray, "F T D"]:
-    """Visual tokens of a video's frames, one tile each: resized to `video_size` and then squashed, never split.
+) -> Float[np.ndarray, "frames T D"]:
+    """Encode a video's frames as visual tokens, one tile for each frame.
 
-    The programs are those of `encode_images`, whatever the number of frames.
+    A frame is resized so that its longer side is `video_size`, and then squashed to a tile; it is never split. All
+    resizing is torchvision's, as in the reference. The frames are one stream of `encode_images`, whose programs serve
+    any number of frames.
 
     Args:
       params: with "vision_model" and "connector".
-      frames: whatever `load_image` takes, each; an array (F, H, W, 3) is a video too.
-      video_size: pixels of the longer side (the checkpoint's `video_sampling.video_size`); None is the tile's side.
-      batch_size: tiles in flight; None is 1 on a CPU, 8 on a TPU and 17 on a GPU.
+      frames: an iterable of anything that `load_image` takes, such as an array (frames, H, W, 3).
+      config: the model's. The tiling's options of resize 1, splitting and resampler are replaced by those of a video.
+      video_size: pixels of the longer side after the first resize (the checkpoint's `video_sampling.video_size`). None
+        is the tile's side. A number above 4096 counts as 4096.
+      batch_size: most tiles in flight on a device; None chooses by backend (`encode.tiles_in_flight`).
 
     Returns:
-      (F, tokens_per_tile, D_text), ready for `pack`.
+      (frames, T, D), which `pack` takes.
 
     Raises:
-      ValueError: no frames. ImageError, FileNotFoundError: as `load_image`, with the frame's index.
+      ValueError: there are no frames, or an argument does not fit.
+      ImageError, FileNotFoundError: as `load_image`, with the frame's index.
     """
     tiling = dataclasses.replace(
         config.tiling,
@@ -137,7 +154,7 @@ def encode_frames(
         do_image_splitting=False,
         upscale=True,
         max_tiles=None,
-        resampler="torchvision",  # the only one that the reference has for videos
+        resampler="torchvision",  # the only backend that the reference has for videos
     )
     frames = list(frames)
     if not frames:

@@ -1,4 +1,4 @@
-"""Training: one pure step, the loop around it, the checkpoints of a run, and losses on visual tokens."""
+"""Train tower and connector: a train step, the loop around it, checkpoints of a run, and losses on visual tokens."""
 
 from multipatch_jax.train.batches import batch_indices
 from multipatch_jax.train.checkpoints import TrainCheckpoints

@@ -1,4 +1,8 @@
-"""BATCHES"""
+"""Choose the examples of each training batch as a pure function of the step number.
+
+The order is shuffled in every epoch and depends only on the seed and the epoch, so that a resumed run needs no saved
+position in the data.
+"""
 
 import functools
 
@@ -7,10 +11,17 @@ from jaxtyping import Int
 
 
 def batch_indices(step: int, *, num_examples: int, batch_size: int, seed: int = 0) -> Int[np.ndarray, " B"]:
-    """Which examples the batch of a step has: shuffled anew every epoch, the remainder of an epoch left out.
+    """Return the indices of the examples in one step's batch.
 
-    A pure function of the step, so that a resumed run goes on with the very batch that it was stopped before, and
-    nothing about the data's position has to be saved. On several hosts each takes `[local_rows(batch_size)]` of it.
+    Every epoch shuffles the examples anew and takes each at most once; the last `num_examples % batch_size` of the
+    order are left out. On several hosts the result is the global batch: each host loads the examples
+    `indices[mp.params.local_rows(batch_size)]`.
+
+    Args:
+      step: number of the step, counted from 0 over the whole run, as `fit` passes it to `batch_at`.
+      num_examples: size of the data set; indices are 0 to num_examples - 1.
+      batch_size: rows of the global batch, B.
+      seed: seed of the shuffle.
 
     Raises:
       ValueError: there are fewer examples than one batch takes.
@@ -23,6 +34,6 @@ def batch_indices(step: int, *, num_examples: int, batch_size: int, seed: int = 
 
 
 @functools.lru_cache(maxsize=2)
-def _order(num_examples: int, seed: int, epoch: int) -> Int[np.ndarray, " N"]:
-    # Kept for the epoch: a million examples take 60 ms to shuffle.
+def _order(num_examples: int, seed: int, epoch: int) -> Int[np.ndarray, " examples"]:
+    # Cached, because shuffling a million examples at every step would cost 60 ms a step.
     return np.random.default_rng((seed, epoch)).permutation(num_examples)

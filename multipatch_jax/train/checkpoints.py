@@ -1,7 +1,11 @@
-"""Checkpoints of a training run, by Orbax's `CheckpointManager`: asynchronous, the last few and the best, and resumed.
+"""Save the checkpoints of a training run, and resume from them, with Orbax's `CheckpointManager`.
 
-A step's folder holds `params` (the whole nested dict, for whoever wants the model), `state` (optimiser state, step and
-key), `run` (what it was trained with, as JSON) and the metrics. It has its name only once all of it is on the disk.
+Checkpoints are written by threads while training goes on. The newest few and the best one are kept. Each has a folder
+named by its step, which gets this name only when all of its content is on the disk:
+  params: the whole nested dict, which Orbax can restore without the rest.
+  state: optimiser state, step, and the random key's data.
+  run: JSON of the config and of the structure, shapes and dtypes of params and optimiser state; `restore` checks it.
+  metrics: the numbers given to `save`.
 """
 
 import dataclasses
@@ -21,9 +25,9 @@ from multipatch_jax.train.step import TrainState
 
 
 class TrainCheckpoints:
-    """The checkpoints in a folder. A context manager: leaving it waits for what is being written.
+    """The checkpoints in a folder, as a context manager: on exit it waits until all of them are written.
 
-    `restore` comes before the first step and is the same call in a new run and in one that goes on:
+    Call `restore` before the first step. The same code starts a new run and resumes an old one:
 
         with mp.train.TrainCheckpoints("run", config) as checkpoints:
             state = checkpoints.restore(mp.train.init_train_state(params, optimizer, rng=jax.random.key(0)))
@@ -33,12 +37,17 @@ class TrainCheckpoints:
     def __init__(
         self, folder: str | Path, config: ModelConfig, *, keep_last: int = 3, best: str = "loss", best_mode: str = "min"
     ):
-        """Opens or makes the folder.
+        """Open the folder, or create it.
 
         Args:
-          config: of the model, remembered with every checkpoint.
-          keep_last: newest checkpoints that stay; the best one stays beside them.
-          best: the metric that says which is the best. best_mode: "min" or "max".
+          config: the model's config, saved with every checkpoint.
+          keep_last: number of newest checkpoints to keep. The best checkpoint is kept as well.
+          best: name of the metric that decides which checkpoint is the best. A checkpoint whose metric is missing or
+            nan counts as the worst.
+          best_mode: "min" or "max".
+
+        Raises:
+          ValueError: `best_mode` is neither.
         """
         import orbax.checkpoint as ocp  # slow to import, and only needed here
         from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
@@ -49,7 +58,7 @@ class TrainCheckpoints:
         worst = math.inf if best_mode == "min" else -math.inf
 
         def metric(metrics: Mapping[str, float]) -> float:
-            value = metrics.get(best, worst)  # a run before may have chosen by another metric
+            value = metrics.get(best, worst)  # an earlier run may have used another metric
             return worst if math.isnan(value) else value
 
         keep_best = BestN(get_metric_fn=metric, reverse=best_mode == "min", n=1)
@@ -57,7 +66,7 @@ class TrainCheckpoints:
             best_fn=metric,
             best_mode=best_mode,
             preservation_policy=AnyPreservationPolicy([LatestN(keep_last), keep_best]),
-            cleanup_tmp_directories=True,  # what a killed run was writing
+            cleanup_tmp_directories=True,  # left by a run that was killed while writing
         )
         self.folder, self._config, self._best = Path(folder), config, best
         self._manager = ocp.CheckpointManager(self.folder.absolute(), options=options)
@@ -70,23 +79,26 @@ class TrainCheckpoints:
 
     @property
     def steps(self) -> list[int]:
-        """Steps that have a checkpoint, the one being written included."""
+        """Steps that have a checkpoint, in order, including one that is still being written."""
         return sorted(self._manager.all_steps())
 
     @property
     def best_step(self) -> int | None:
-        """The step with the best metric."""
+        """Step of the checkpoint with the best metric; None without checkpoints."""
         return self._manager.best_step()
 
     def save(self, state: TrainState, metrics: Mapping[str, float]) -> None:
-        """Writes a checkpoint of the state's step. Returns once the arrays are copied; threads write them.
+        """Save a checkpoint of the state's step.
+
+        The call returns when the arrays are copied, and threads write the copies: the next step may overwrite the
+        state.
 
         Args:
-          metrics: plain numbers, with the one that `best` names.
+          metrics: plain numbers to save with it, among them the metric that `best` names.
 
         Raises:
-          ValueError: that metric is not there; the checkpoint is written all the same. CheckpointError: the folder has
-            this step already, or a later one.
+          ValueError: that metric is missing. The checkpoint is written all the same.
+          CheckpointError: the folder already has a checkpoint of this step or of a later one.
         """
         import orbax.checkpoint as ocp
 
@@ -103,15 +115,18 @@ class TrainCheckpoints:
         self.require_best(metrics)
 
     def require_best(self, metrics: Mapping[str, Any]) -> None:
-        """Raises a ValueError if the metric that says which checkpoint is the best is not among these."""
+        """Raise a ValueError if `metrics` lack the metric that decides which checkpoint is the best."""
         if self._best not in metrics:
             raise ValueError(
-                f"The best checkpoint is chosen by {self._best!r}, got metrics {sorted(metrics)}: choose one of them, "
-                "or let evaluate give it."
+                f"The best checkpoint is chosen by {self._best!r}, got metrics {sorted(metrics)}: name one of them as "
+                "best=, or let fit's evaluate return it."
             )
 
     def require_newest(self, step: int) -> None:
-        """Raises a CheckpointError if the folder has a later step than this: Orbax would leave out what comes next."""
+        """Raise a CheckpointError if the folder has a checkpoint of a later step than `step`.
+
+        Orbax would silently skip saving the steps up to that checkpoint.
+        """
         if self.steps and self.steps[-1] > step:
             raise CheckpointError(
                 f"{self.folder} has a checkpoint of step {self.steps[-1]}, so step {step + 1} cannot be saved there: "
@@ -119,18 +134,20 @@ class TrainCheckpoints:
             )
 
     def wait(self) -> None:
-        """Waits for what is being written."""
+        """Wait until all checkpoints are written."""
         self._manager.wait_until_finished()
 
     def restore(self, state: TrainState, step: int | None = None) -> TrainState:
-        """The state of a checkpoint, laid out on the devices as the state given; that one itself if there is none.
+        """Return the state saved in a checkpoint, or `state` itself if `step` is None and the folder has none.
 
         Args:
-          state: of `init_train_state`, with the same config, optimizer and trainable as the run that goes on.
-          step: which; None is the newest.
+          state: a new state from `init_train_state`, with the config, optimizer and trainable of the run to resume. The
+            restored arrays are laid out over the devices as this state's are.
+          step: step of the checkpoint; None takes the newest.
 
         Raises:
-          CheckpointError: it is of another config or optimiser, or the step is not there. Nothing is changed.
+          CheckpointError: there is no checkpoint of this step, or it was saved with another config, optimizer or
+            trainable, or with params of other names, shapes or dtypes. No file is changed.
         """
         import orbax.checkpoint as ocp
 
@@ -151,14 +168,14 @@ class TrainCheckpoints:
 
 
 def _rest(state: TrainState) -> dict[str, Any]:
-    """All but the params. Keys are written as the integers that they are."""
+    """Return the state without its params, with the random key as the integers that it consists of."""
     return {"opt_state": state.opt_state, "step": state.step, "rng": jax.random.key_data(state.rng)}
 
 
 def _run(state: TrainState, config: ModelConfig) -> dict[str, Any]:
-    """What a checkpoint must have in common with the run that goes on from it."""
+    """Return, in JSON's types, what a checkpoint must have in common with a run that resumes from it."""
     model = dataclasses.asdict(config)
-    for how in ("dtype", "attention", "precision", "remat"):  # how it is computed may change from run to run
+    for how in ("dtype", "attention", "precision", "remat"):  # how to compute; may differ in the resumed run
         del model[how]
     return {
         "config": model,
@@ -169,7 +186,7 @@ def _run(state: TrainState, config: ModelConfig) -> dict[str, Any]:
 
 
 def _shapes(tree: Any) -> dict[str, list[int | str]]:
-    """Path -> sides and dtype: of another dtype, Orbax would round arrays without a word."""
+    """Return {path: [*shape, dtype]} of a tree. The dtype is compared too, because Orbax would silently cast to it."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     path = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
     return {path(keys): [*np.shape(x), str(x.dtype)] for keys, x in leaves}

@@ -1,4 +1,4 @@
-"""The training loop around a step: batches by number, metrics as plain dicts, checkpoints, and a stop at nan."""
+"""Run a train step in a loop: fetch batches by number, report metrics, save checkpoints, and stop at nan or inf."""
 
 import contextlib
 import math
@@ -28,25 +28,32 @@ def fit(
     callback: Callable[[int, Metrics], None] | None = None,
     progress: bool = False,
 ) -> TrainState:
-    """Steps from the state's own number up to `num_steps`, and the state that they end with.
+    """Train from the state's own step up to step `num_steps`, and return the final state.
 
     Args:
-      train_step: of `make_train_step`; it takes the state given here over.
-      batch_at: the batch of a step, a pure function of its number (see `batch_indices`): then a run that is stopped and
-        resumed makes the steps of one that was not, bit for bit on a CPU.
-      num_steps: of the whole run, those of before included.
-      checkpoints: where to save, every `save_every` steps and at the end; all is written when this function returns.
-        Only states that finite steps led to, and whose trained params are finite.
-      evaluate: metrics to save beside the step's own, by which the best checkpoint may be chosen.
-      callback: called with a step's number (the first is 1) and its metrics, as plain numbers, in order. It runs while
-        the device works on the next step, save where a checkpoint is due.
-      progress: shows a bar with images a second, the time left and the loss.
+      train_step: the function that `make_train_step` returned.
+      state: the state to start from. Its arrays are donated to the first step, so use only the returned state
+        afterwards. A state that has already made `num_steps` steps is returned unchanged.
+      batch_at: returns the batch of a step. The number passed to it counts from 0 over the whole run. Make it a pure
+        function of this number (see `batch_indices`): a resumed run then makes the same steps as an uninterrupted one,
+        bit for bit on a CPU.
+      num_steps: steps of the whole run, including those made before a resume.
+      checkpoints: where to save the state, every `save_every` steps and after the last one. A state is saved only if
+        loss, gradient norm and the norm of the trained params were finite in its step and in all steps before. When
+        `fit` returns or raises, everything saved is on the disk.
+      save_every: steps between two checkpoints.
+      evaluate: called with the state before each save; the metrics that it returns are saved beside the step's own, and
+        may decide which checkpoint is the best. Without `checkpoints` it is not called.
+      callback: called in order with the number of each finished step, counted from 1, and its metrics as plain numbers.
+        It runs while the device computes the next step, except at a step whose state is saved.
+      progress: whether to show a bar with images per second, the time left and the loss.
 
     Raises:
-      CheckpointError: the checkpoints are of later steps than the state, which was not restored from them.
-      FloatingPointError: loss, gradients or params of a step are not finite. It names the step and the last checkpoint.
-      ValueError: `save_every` is no positive number; or no metric is the one that the checkpoints choose the best by,
-        told at the first step, unless `evaluate` is what should give it.
+      CheckpointError: the folder of `checkpoints` has a later step than `state`: the state was not restored from it.
+      FloatingPointError: a metric of a step (loss, gradient norm, norm of the trained params) is nan or inf. The error
+        names the step and the last checkpoint.
+      ValueError: `save_every` is not a positive integer, or the metric that decides the best checkpoint is missing. The
+        latter is found at the first step, or with `evaluate` at the first save.
     """
     save_every = require_positive("save_every", save_every, "steps")
     first, start = int(state.step), time.perf_counter()
@@ -72,10 +79,10 @@ def fit(
             images = len(jax.tree.leaves(batch)[0]) * jax.process_count()
             state, metrics = train_step(state, batch)
             if running is not None:
-                finish(*running)  # of the step before: the device is busy with this one
+                finish(*running)  # the previous step's, while the device computes this one
             running = step, metrics, images
             if checkpoints is not None and evaluate is None:
-                checkpoints.require_best(metrics)  # now, rather than when the first is due
+                checkpoints.require_best(metrics)  # at step 1, not only at the first save
             if checkpoints is not None and (step % save_every == 0 or step == num_steps):
                 numbers, running = finish(*running), None
                 checkpoints.save(state, numbers | (evaluate(state) if evaluate is not None else {}))
@@ -86,7 +93,10 @@ def fit(
 
 @contextlib.contextmanager
 def _written(checkpoints: TrainCheckpoints | None) -> Iterator[None]:
-    """Waits at the end, of whatever kind: a process that ends would break off Orbax's threads."""
+    """Wait for the checkpoints to be written when the block ends, also by an exception.
+
+    A process that exits earlier would kill the threads in which Orbax writes.
+    """
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Losses on visual tokens: pure functions of arrays, in float32 whatever the tokens' dtype."""
+"""Losses on visual tokens: pure functions of arrays, which compute in float32 whatever the tokens' dtype."""
 
 import jax
 import jax.numpy as jnp
@@ -6,13 +6,14 @@ from jaxtyping import Array, Bool, Float
 
 
 def distillation_loss(tokens: Float[Array, "N T D"], teacher: Float[Array, "N T D"]) -> Float[Array, ""]:
-    """Mean squared error to the tokens that a teacher gives for the same tiles.
+    """Return the mean squared error between tokens and a teacher's tokens of the same tiles.
 
     Args:
-      tokens, teacher: of one shape. No gradient goes to the teacher.
+      tokens: (N, T, D), floating point.
+      teacher: the teacher's tokens, of the same shape. No gradient flows into them.
 
     Raises:
-      ValueError: the shapes differ; broadcasting would train to nonsense without a word.
+      ValueError: the shapes differ. Broadcasting would silently compare tokens of different tiles.
     """
     if tokens.shape != teacher.shape:
         raise ValueError(f"The teacher's tokens must have the shape of ours, {tokens.shape}, got {teacher.shape}.")
@@ -20,8 +21,8 @@ def distillation_loss(tokens: Float[Array, "N T D"], teacher: Float[Array, "N T 
     return jnp.mean(jnp.square(error))
 
 
-def pool_tokens(tokens: Float[Array, "*B T D"]) -> Float[Array, "*B D"]:
-    """The mean of the T tokens: one float32 vector for a tile, or for an image when T runs over all of its tiles."""
+def pool_tokens(tokens: Float[Array, "*batch tokens D"]) -> Float[Array, "*batch D"]:
+    """Return the mean over tokens as a float32 vector: of each tile from (N, T, D), of an image from (N * T, D)."""
     return jnp.mean(tokens.astype(jnp.float32), axis=-2)
 
 
@@ -33,19 +34,22 @@ def sigmoid_contrastive_loss(
     bias: Float[Array, ""],
     positives: Bool[Array, "B B"] | None = None,
 ) -> Float[Array, ""]:
-    """SigLIP's loss: every pair of rows is a yes-or-no question, "do these two belong together?".
+    """Return SigLIP's loss: for every pair (row of a, row of b), a binary classification "do they belong together?".
 
-    Algorithm 1 of Zhai et al. 2023, "Sigmoid Loss for Language Image Pre-Training": rows are normalised, logits are
-    exp(log_scale) * a b^T + bias, and the sum over all pairs is divided by B. The paper starts with log_scale = log 10
-    and bias = -10, both trained.
+    This is Algorithm 1 of Zhai et al. 2023, "Sigmoid Loss for Language Image Pre-Training". Rows are normalised to
+    length 1, the logits are exp(log_scale) * a b^T + bias, and the sum of the losses of all B * B pairs is divided by
+    B. The paper trains log_scale and bias too, from log 10 and -10.
 
     Args:
-      a, b: vectors of the two sides, a pair a row.
-      positives: True where row i of `a` and row j of `b` belong together; None is the diagonal. Give it where a batch
-        holds an equal text twice, which would otherwise count as a wrong answer.
+      a: (B, D), vectors of one side, such as images.
+      b: (B, D), vectors of the other side, such as texts. Row i of `a` and row i of `b` are a pair.
+      log_scale: scalar, logarithm of the factor on the logits.
+      bias: scalar, added to the logits.
+      positives: (B, B) bool, True at [i, j] if row i of `a` and row j of `b` belong together. None is the diagonal.
+        Pass it if a batch holds the same text or image twice: the diagonal would count the second match as wrong.
 
     Raises:
-      ValueError: `a` and `b` are not of one shape (B, D), or `positives` not bool of shape (B, B).
+      ValueError: `a` and `b` are not of one shape (B, D), or `positives` is not bool of shape (B, B).
     """
     if a.ndim != 2 or a.shape != b.shape:
         raise ValueError(f"Expected two arrays of one shape (B, D), got {a.shape} and {b.shape}.")
@@ -60,5 +64,5 @@ def sigmoid_contrastive_loss(
 
 
 def _normalized(x: Float[Array, "B D"]) -> Float[Array, "B D"]:
-    # The limit is under the root: the gradient of a norm is nan at zero.
+    # The squared norm is bounded below, not the norm, whose gradient at zero is nan.
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), 1e-12))

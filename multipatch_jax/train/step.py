@@ -1,4 +1,4 @@
-"""The train step: split the params, differentiate the trained ones, update them."""
+"""The train step: split the params into trained and frozen ones, differentiate the loss, update the trained ones."""
 
 import dataclasses
 import functools
@@ -35,11 +35,13 @@ LossFn = Callable[[Params, Any, jax.Array, Encode], jax.Array]
 
 
 class TrainState(NamedTuple):
-    """All that changes in training, a plain pytree.
+    """The whole state of a training run, as a plain pytree: what a step takes beside the batch, and gives back.
 
     Attributes:
-      params: the whole nested dict, trained ones in float32, frozen ones as they were given.
-      opt_state: of the trained params only. step: int32, updates so far. rng: the run's key, never changed; step i uses
+      params: the whole nested dict. Trained params are float32; frozen ones keep the dtype that they were given in.
+      opt_state: the optimiser's state for the trained params only.
+      step: int32 scalar, number of updates so far.
+      rng: the run's random key, which never changes. The update number i, counted from 0, uses
         `jax.random.fold_in(rng, i)`.
     """
 
@@ -58,16 +60,22 @@ def init_train_state(
     mesh: Mesh | None = None,
     rules: Rules = RULES,
 ) -> TrainState:
-    """The state before the first step.
+    """Return the state before the first step.
 
-    Trained params become float32 masters, in new arrays, as every step overwrites them. Frozen ones are not copied, and
-    keep their dtype.
+    Trained params are copied as float32, because every step overwrites them. Frozen params keep their dtype, and are
+    not copied.
 
     Args:
-      trainable: as in `make_train_step`. mesh, rules: lay params and optimiser state out over a mesh (`shardings`).
+      params: nested dict of arrays, of any floating dtype.
+      optimizer: as in `make_train_step`.
+      trainable: as in `make_train_step`.
+      rng: the run's random key, from `jax.random.key`.
+      mesh: a mesh from `mp.params.make_mesh`, over which params and optimiser state are laid out; None leaves them
+        where they are.
+      rules: how each array is split over the mesh (see `mp.params.shardings`).
 
     Raises:
-      ValueError: nothing would be trained, or the mesh is none of `make_mesh`.
+      ValueError: nothing would be trained, or `make_mesh` did not make the mesh.
     """
     check_mesh(mesh)
     trained, frozen = split_params(params, trainable)
@@ -79,14 +87,14 @@ def init_train_state(
     params = jax.device_put(params, shardings(params, mesh, rules))
     trained, _ = split_params(params, trainable)
     layout = shardings(jax.eval_shape(optimizer.init, trained), mesh, rules)
-    opt_state = jax.jit(optimizer.init, out_shardings=layout)(trained)  # never whole on one device
+    opt_state = jax.jit(optimizer.init, out_shardings=layout)(trained)  # jitted: never whole on one device
     everywhere = NamedSharding(mesh, PartitionSpec())
-    step, key = jax.device_put((step, jax.random.key_data(rng)), everywhere)  # keys themselves cannot go to other hosts
+    step, key = jax.device_put((step, jax.random.key_data(rng)), everywhere)  # a typed key cannot be put on other hosts
     return TrainState(params, opt_state, step, jax.random.wrap_key_data(key, impl=jax.random.key_impl(rng)))
 
 
 def _own(tree: Any) -> Any:
-    """Copies: an optimiser's first state may hold the params themselves, and every array is donated once."""
+    """Copy every array: `optimizer.init` may return the params themselves, and no array can be donated twice."""
     return jax.tree.map(jnp.copy, tree)
 
 
@@ -102,42 +110,52 @@ def make_train_step(
     mesh: Mesh | None = None,
     rules: Rules = RULES,
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:
-    """A function (state, batch) -> (state, metrics), jitted; the trained arrays of the state given to it are donated.
+    """Return a compiled train step: a function (state, batch) -> (state, metrics).
+
+    The step donates the trained params, `opt_state` and `step` of the state passed to it, so use the returned state
+    from then on.
 
     Args:
-      loss_fn: (params, batch, rng, encode) -> scalar, pure. `encode(params, tiles)` is the tower and connector, uint8
-        (N, M, M, 3) to tokens (N, T, D), differentiable in params. A mean over the batch, so that pieces average.
-      config: `dtype="bfloat16"` computes in bfloat16, with float32 masters and optimiser state.
-      trainable: "connector", "vision", "lora", "all", or a regex that is searched in params' paths. Only what it names
-        is differentiated: the rest costs neither gradients nor optimiser state.
-      remat: makes a layer's activations again in the backward pass, rather than keep those of all layers.
-      accumulate: pieces that a batch is cut into, one after another; their gradients are averaged in float32. A
-        contrastive loss sees the pairs of a piece only.
-      max_norm: gradients of a larger global norm are scaled down to it.
-      mesh, rules: as given to `init_train_state`. Each device runs its own tiles, by the attention that suits it; over
-        `tensor` heads are split, by "plain" attention unless config names another. The step is called the same way; on
-        several hosts each passes its own rows of the batch (`local_rows`).
+      loss_fn: pure function (params, batch, rng, encode) -> scalar loss. `rng` is a new key for every step and piece.
+        `encode(params, tiles)` runs tower and connector on uint8 tiles (N, M, M, 3), returns tokens (N, T, D), and can
+        be differentiated with respect to params. The loss must be a mean over the batch, so that averaging over the
+        pieces of `accumulate` is right.
+      optimizer: an optax transformation.
+      config: the model's config. With `dtype="bfloat16"` the forward and backward pass compute in bfloat16, while
+        trained params and optimiser state stay float32.
+      trainable: "connector", "vision", "lora", "all", or a regex that is searched in the paths of params. Only the
+        params it selects are differentiated; the others cost neither gradients nor optimiser state.
+      remat: whether the backward pass computes each layer's activations again, instead of keeping those of all layers.
+        It replaces `config.remat`.
+      accumulate: number of pieces that a batch is cut into. They run one after another, and their gradients are
+        averaged in float32. A contrastive loss sees only the pairs within a piece.
+      max_norm: if not None, gradients with a larger global norm are scaled down to this norm.
+      mesh: the mesh passed to `init_train_state`. Each device encodes its own tiles. If the `tensor` axis has several
+        devices, attention heads are split over it, and `attention="auto"` means "plain". On several hosts, each host
+        passes its own rows of the batch to the step (`mp.params.local_rows`).
+      rules: the rules passed to `init_train_state`.
 
     Returns:
-      The step. Its metrics are scalars on the device: "loss", "grad_norm" (before clipping) and "param_norm", of the
-      trained params after the update.
+      The step. Its metrics are float32 scalars on the device: "loss", "grad_norm" (before clipping) and "param_norm"
+      (of the trained params, after the update).
 
-    Raises (the step, before device work):
-      ValueError: nothing to train, a batch that does not divide over `accumulate` or the mesh, or a state that was made
-        for another optimizer or `trainable`. This function: a mesh that `make_mesh` did not make.
+    Raises:
+      ValueError: `accumulate` is not a positive integer, or `make_mesh` did not make the mesh. The step itself raises
+        a ValueError, before any work on the device, if nothing would be trained, if the batch does not divide over
+        `accumulate` and the mesh, or if the state was made for another optimizer or `trainable`.
     """
     check_mesh(mesh)
     accumulate = require_positive("accumulate", accumulate, "pieces")
     config = dataclasses.replace(config, remat=remat)
     split_heads = mesh is not None and mesh.shape["tensor"] > 1
     if split_heads and config.attention == "auto":
-        # The compiler splits plain attention by heads; loops over them and kernels it would gather first.
+        # XLA can split plain attention by heads. For our kernels, and for loops over heads, it would gather all heads.
         config = dataclasses.replace(config, attention="plain")
 
     def encode(params: Params, tiles: jax.Array) -> jax.Array:
         if mesh is None:
             return encode_tiles(params, tiles, config=config)
-        # On a mesh all tiles of a piece are in flight, each on its own device; `accumulate` is the loop.
+        # On a mesh each device runs all of its tiles of a piece at once; use `accumulate` to have fewer in flight.
         if split_heads:
             return encode_tiles(params, tiles, config=config, batch_size=len(tiles))
         check_tiles(tiles, config)
@@ -160,7 +178,7 @@ def make_train_step(
         if accumulate == 1:
             return piece_gradients(trained, frozen, batch, rng)
 
-        def cut(x):  # strided, so that every device keeps its own rows
+        def cut(x):  # piece i has rows i, i + accumulate, ...: each device then uses only rows that it holds
             pieces = x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1)
             if mesh is None:
                 return pieces
@@ -219,7 +237,9 @@ def _check_state(optimizer: optax.GradientTransformation, trained: Params, opt_s
 def _check_batch(batch: Any, accumulate: int, parts: int) -> None:
     sizes = {np.shape(x)[0] if np.ndim(x) else None for x in jax.tree.leaves(batch)}
     if len(sizes) != 1 or None in sizes:
-        raise ValueError(f"All arrays of a batch must have one first axis, got sizes {sorted(map(str, sizes))}.")
+        raise ValueError(
+            f"All arrays of a batch must agree in size along one first axis, got sizes {sorted(map(str, sizes))}."
+        )
     (size,) = sizes
     if not size or size % (accumulate * parts):
         over = f"accumulate={accumulate} pieces" + (f" x {parts} devices of data x fsdp" if parts > 1 else "")

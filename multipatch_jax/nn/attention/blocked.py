@@ -1,4 +1,4 @@
-"""Attention for CPUs: the scores of one head and a block of queries at a time, so that they stay in cache."""
+"""Attention for CPUs that computes the scores of one head and a block of queries at a time, so they stay in cache."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,8 @@ from jaxtyping import Array, Bool, Float
 
 from multipatch_jax.nn.attention.plain import one_head
 
-MAX_QUERIES = 512  # of a block: their scores, 2 MB, stay in cache; fewer rows would make slower matmuls
+# Most queries of a block. Their scores against 1024 keys, 2 MB, stay in cache; smaller matmuls would be slower.
+MAX_QUERIES = 512
 
 
 def blocked(
@@ -16,14 +17,15 @@ def blocked(
     mask: Bool[Array, " P"] | None,
     precision: str | None,
 ) -> Float[Array, "P h d"]:
-    """The scores of one head and at most 512 queries at a time, forward and backward."""
+    """Compute the scores of one head and at most 512 queries at a time, forward and backward."""
     patches, heads, width = q.shape
     blocks = -(-patches // MAX_QUERIES)
-    queries = -(-patches // blocks)  # 729 patches are two blocks of 365, not one of 512 and a padded one
+    queries = -(-patches // blocks)  # equal blocks: 729 patches are 2 x 365, with less padding than 2 x 512
     q, k, v = (x.transpose(1, 0, 2) for x in (q, k, v))
     q = jnp.pad(q, ((0, 0), (0, blocks * queries - patches), (0, 0)))
 
-    @jax.checkpoint  # the backward pass computes the scores of a block again, rather than keep those of all blocks
+    # The backward pass computes the scores of a block again, so that those of all blocks are never kept.
+    @jax.checkpoint
     def block(index):
         head, row = index // blocks, index % blocks * queries
         rows = jax.lax.dynamic_slice(q, (head, row, 0), (1, queries, width))[0]

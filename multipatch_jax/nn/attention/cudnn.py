@@ -13,7 +13,7 @@ def cudnn(
     mask: Bool[Array, " P"] | None,
     precision: str | None,
 ) -> Float[Array, "P h d"]:
-    """cuDNN's kernel; with a mask, the plain one, because cuDNN's backward pass takes no mask for an odd P."""
+    """Run cuDNN's kernel, or `plain` where there is a mask: cuDNN's backward pass takes no mask for an odd P."""
     if mask is not None:
         return plain(q, k, v, mask, precision)
     return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")

@@ -1,4 +1,4 @@
-"""The attention kernels by name, and which of them a program runs."""
+"""The attention kernels by name, and the choice of the one that a program runs."""
 
 import jax
 from jax.extend.backend import get_backend
@@ -13,25 +13,34 @@ from multipatch_jax.nn.attention.plain import plain
 KERNELS = {
     "plain": plain,
     "blocked": blocked,
-    "native": blocked,  # replaces the whole encoder; masked inputs and gradients, which it does not take, are blocked
+    "native": blocked,  # our compiled encoder replaces all layers; masked inputs and gradients take this kernel
     "pallas_tpu": pallas_tpu,
     "cudnn": cudnn,
 }
 
 
 def choose_kernel(attention: str, dtype: str | None, platform: str | None = None) -> str:
-    """The kernel that `config.attention` stands for: "auto" becomes a kernel's name, and a name stays what it is.
+    """Return the name of the kernel to run: `attention` itself, or the one that "auto" stands for.
 
-    Called before tracing, because the kernel is part of the program.
+    The kernel is part of the program, so call this before tracing.
+
+    | platform | dtype | "auto" is |
+    |---|---|---|
+    | CPU of this machine | float32 | "native", if `native.best_build()` finds a build |
+    | CPU, otherwise | any | "blocked" |
+    | TPU | any | "pallas_tpu" |
+    | CUDA, Ampere or later | bfloat16, float16 | "cudnn" |
+    | all others | any | "plain" |
 
     Args:
       attention: `config.attention`.
       dtype: of the computation, by name.
-      platform: "cpu", "tpu", "cuda" or "rocm", the target of an export, whatever machine exports it. This excludes
-        "native", whose compiled code stays on this machine. None is this machine.
+      platform: the platform that an exported program is for ("cpu", "tpu", "cuda" or "rocm"), whatever machine exports
+        it. It excludes "native", because an exported program cannot contain our compiled code. None is this machine.
 
     Raises:
-      ValueError: "native" for another dtype or platform, or where the compiled encoder was not built.
+      ValueError: "native" with another dtype than float32, with a `platform`, or where `native.best_build()` finds no
+        build.
     """
     if attention == "native" and (dtype != "float32" or platform is not None or not native.best_build()):
         raise ValueError(
@@ -62,13 +71,13 @@ def attention(
     kernel: str = "plain",
     precision: str | None = None,
 ) -> Float[Array, "P h d"]:
-    """softmax(q k^T / sqrt(d)) v over the P patches of one tile, for h heads of width d.
+    """Return softmax(q k^T / sqrt(d)) v over the P patches of one tile, for h heads of width d.
 
-    The softmax is always float32. The scale is applied to its float32 scores: scaling q instead would round q once
+    The softmax is always float32. The scale is applied to the float32 scores. Scaling q instead would round q once
     more in bfloat16 wherever d is not a power of four (So400m: 72).
 
     Args:
-      q, k, v: of one dtype, which is also the result's.
+      q, k, v: arrays of one dtype, which the result has too.
       mask: True for the patches that may be attended to. Masked keys get no weight. Masked queries are computed all
         the same, as in the reference.
       kernel: one of `KERNELS`; each is described in its own file.

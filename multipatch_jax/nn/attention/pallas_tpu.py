@@ -1,4 +1,4 @@
-"""Attention for TPUs, in Pallas: no score leaves the chip, and the projections' results are read as they lie."""
+"""Attention for TPUs, in Pallas: scores stay on the chip, and q, k and v are read without a transpose."""
 
 import functools
 import math
@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float
 
 from multipatch_jax.nn.attention.plain import one_head, plain
 
-LANES = 128  # numbers in a row of a TPU's register; memory is read in such rows
+LANES = 128  # numbers in a row of a TPU's vector register; memory is read in such rows
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -20,12 +20,12 @@ def pallas_tpu(
     mask: Bool[Array, " P"] | None,
     precision: str | None,
 ) -> Float[Array, "P h d"]:
-    """The forward pass is this kernel; the backward pass is that of `plain`.
+    """Run our kernel forward, and the gradient of `plain` backward.
 
     One step of the grid computes a block of queries against all keys, for as many heads as fill whole registers (two
-    heads of 64, or all sixteen of 72). The keys stay on the chip for the next blocks of queries. Where a block does not
-    divide an axis, it takes the whole axis, so nothing is padded here: the compiler lays out 729 patches and heads of
-    72.
+    heads of 64, or all sixteen of 72). The keys stay on the chip for the next blocks of queries. A step takes all heads
+    where their number does not divide into such groups. Nothing is padded here: the compiler takes care of 729 patches,
+    of heads of 72, and of a last block of queries that ends beyond the last patch.
     """
     from jax.experimental import pallas as pl  # takes half a second, and only TPUs need it
     from jax.experimental.pallas import tpu as pltpu
@@ -33,8 +33,8 @@ def pallas_tpu(
     patches, heads, width = q.shape
     group = math.lcm(width, LANES) // width
     lanes = (heads if heads % group else group) * width
-    blocks = -(-4 * patches**2 // 2**21)  # each has at most 2 MB of scores
-    queries = patches if blocks == 1 else -(-patches // (16 * blocks)) * 16  # in multiples of 16, a tile of bfloat16
+    blocks = -(-4 * patches**2 // 2**21)  # of queries, so that the scores of a block are at most about 2 MB
+    queries = patches if blocks == 1 else -(-patches // (16 * blocks)) * 16  # a bfloat16 register has 16 rows
 
     def kernel(q_ref, k_ref, v_ref, *refs):
         out_ref, valid = refs[-1], None if mask is None else refs[0][0] != 0
@@ -60,7 +60,8 @@ def pallas_tpu(
             transcendentals=patches**2 * heads,
         ),
         # Two of each block (one is fetched while the other is computed with), copies of the scores, and 16 MB for
-        # the compiler's own use: 28 MB in all for 16 heads of 72. The chips have 64 to 128 MB.
+        # the compiler's own use. For 16 heads of 72 in bfloat16 that is 34 MB (729 patches) or 42 MB (676 patches);
+        # the chips have 64 to 128 MB.
         compiler_params=pltpu.CompilerParams(
             vmem_limit_bytes=4 * (queries + patches) * lanes * itemsize + 8 * queries * patches * 4 + 2**24
         ),

@@ -16,7 +16,7 @@ def plain(
     mask: Bool[Array, " P"] | None,
     precision: str | None,
 ) -> Float[Array, "P h d"]:
-    """All (h, P, P) scores at once; XLA's compiler can split it by heads over a mesh."""
+    """Compute all (h, P, P) scores at once. XLA can split it by heads over a mesh."""
     heads = jax.vmap(functools.partial(one_head, mask=mask, precision=precision), in_axes=1, out_axes=1)
     return heads(q, k, v)
 
@@ -29,16 +29,16 @@ def one_head(
     mask: Bool[Array, " keys"] | None,
     precision: str | None,
 ) -> Float[Array, "queries d"]:
-    """Attention of one head, for some or all of its queries; the other kernels are made of it too."""
+    """Return the attention of one head, for some or all of its queries. `blocked` and `pallas_tpu` use it too."""
     scores = jnp.einsum("qd,kd->qk", q, k, precision=precision, preferred_element_type=jnp.float32)
     scores = scores * q.shape[-1] ** -0.5
     if mask is not None:
         scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-    # The softmax is divided by its sum last, after the product: that divides d numbers a query, not one a key.
+    # The division by the softmax's sum comes after the product with v: d divisions a query rather than one a key.
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
     total = weights.sum(axis=-1, keepdims=True)
     weights = weights.astype(v.dtype)
-    # Float32 sums over many keys are made in blocks, for the reason given at `linear.matmul`.
+    # Float32 sums over many keys are computed in blocks, for the reason given at `linear.matmul`.
     step = BLOCK if v.dtype == jnp.float32 and precision == "highest" else len(v)
     dot = functools.partial(jnp.dot, precision=precision, preferred_element_type=jnp.float32)
     blocks = (dot(weights[:, i : i + step], v[i : i + step]) for i in range(0, len(v), step))
