@@ -1,16 +1,15 @@
-"""The programs as compiled for TPU v5e and v6e and, where its wheels are installed, an H100: none of them is needed.
+"""Compiles our programs for TPU v5e and v6e and, if its wheels are installed, an H100. Needs none of these chips.
 
     pip install -e ".[aot]"         (Linux; for the H100 also jax-cuda12-plugin jax-cuda12-pjrt nvidia-cuda-nvcc-cu12
                                      nvidia-cudnn-cu12)
     python -m benchmarks.aot        a table of everything, in some minutes
     python -m benchmarks.aot --short        two layers for a v5e, in half a minute: does it still compile?
 
-Printed is what XLA says of each program. Bytes are an upper bound of the traffic with memory, as buffers that stay on
-the chip are counted too; those of our attention kernel are its blocks times its grid. Nobody has run the TPUs'
-programs; an H100's are timed by `python -m benchmarks.gpu`.
+Prints XLA's cost analysis of each program. Its bytes are an upper bound of the traffic with memory, because it counts
+buffers that stay on the chip too; for our attention kernel it counts blocks times grid. The TPU programs were compiled,
+but not run on hardware yet; `python -m benchmarks.gpu` times those of an H100.
 """
 
-import argparse
 import dataclasses
 import functools
 import re
@@ -18,13 +17,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from unittest import mock
 
-from benchmarks import chips  # isort: skip  (before JAX)
+from benchmarks.shared import chips  # isort: skip  (before JAX)
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
 import multipatch_jax as mp
+from benchmarks.shared.flops import layer_flops
+from benchmarks.shared.options import parser
+from benchmarks.shared.programs import COLLECTIVE, cost_of, memory_of, text_of
 from multipatch_jax.config import ModelConfig
 from multipatch_jax.encode import tile_queue
 from multipatch_jax.encode.image import _encode_padded
@@ -35,17 +37,17 @@ from multipatch_jax.nn.attention import choose_kernel
 
 TILES = 17
 TOWERS = {"SigLIP base": mp.presets.SMOLVLM_256M, "So400m": mp.PRESETS["SmolVLM-Instruct"]}
-COLLECTIVES = r"(?:all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
 
 
-def bfloat16(config: ModelConfig, platform: str, **changes) -> ModelConfig:
+def bfloat16(config: ModelConfig, platform: str, **changes: str) -> ModelConfig:
+    """The config of a bfloat16 program for a platform, with the kernel that "auto" chooses there."""
     attention = choose_kernel(config.attention, "bfloat16", platform)
     changes = {"dtype": "bfloat16", "precision": "default", "attention": attention} | changes
     return dataclasses.replace(config, **changes)
 
 
 class Layers(nn.Module):
-    """Layers one after another, not scanned: XLA counts a loop's body once."""
+    """Layers one after another. They are not scanned, because XLA counts a loop's body once."""
 
     config: ModelConfig
     count: int
@@ -58,7 +60,7 @@ class Layers(nn.Module):
 
 
 def a_layer(chip: chips.Chip, config: ModelConfig) -> str:
-    """One layer for 17 tiles: what a second one adds to the first."""
+    """The row of one layer for 17 tiles: the difference between a program of two layers and one of one."""
     mesh, found = chip.mesh(), []
     side, width = config.vision.patches_per_side, config.vision.hidden_size
     for count in (1, 2):
@@ -68,10 +70,10 @@ def a_layer(chip: chips.Chip, config: ModelConfig) -> str:
         params = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, jnp.bfloat16), params)
         program = jax.jit(lambda params, x, module=module: jax.vmap(lambda one: module.apply(params, one))(x))
         compiled = program.lower(*chips.on(mesh, (params, x))).compile()
-        cost = compiled.cost_analysis()
-        found.append((cost["flops"], cost["bytes accessed"], compiled.memory_analysis().temp_size_in_bytes))
+        cost = cost_of(compiled)
+        found.append((cost["flops"], cost["bytes accessed"], memory_of(compiled).temp_size_in_bytes))
     flops, moved = (two - one for one, two in zip(found[0][:2], found[1][:2], strict=True))
-    true = TILES * chips.layer_flops(config)
+    true = TILES * layer_flops(config)
     return (
         f"{flops / true:6.3f} {moved / 1e6:7.0f} MB {moved / chip.bandwidth * 1e3:7.2f} ms "
         f"{true / chip.flops * 1e3:7.2f} ms {found[1][2] / 1e6:6.0f} MB"
@@ -79,7 +81,7 @@ def a_layer(chip: chips.Chip, config: ModelConfig) -> str:
 
 
 def flash(q, k, v, **_):
-    """JAX's own flash kernel, with the blocks that were the fastest of those tried."""
+    """JAX's own flash kernel, with the fastest of the blocks that we tried."""
     from jax.experimental.pallas.ops.tpu.flash_attention import BlockSizes, flash_attention
 
     sizes = BlockSizes(block_q=512, block_k_major=1024, block_k=512, block_b=1)
@@ -93,28 +95,30 @@ def splash(q, k, v, **_):
 
     q, k, v = (x.transpose(1, 0, 2) for x in (q * q.shape[-1] ** -0.5, k, v))
     mask = splash_attention_mask.MultiHeadMask([splash_attention_mask.FullMask((q.shape[1],) * 2)] * len(q))
-    kernel = splash_attention_kernel.make_splash_mha(mask, head_shards=1, q_seq_shards=1)
-    return kernel(q, k, v).transpose(1, 0, 2)
+    out = splash_attention_kernel.make_splash_mha(mask, head_shards=1, q_seq_shards=1)(q, k, v)
+    assert isinstance(out, jax.Array)  # without the residuals, which it returns on request
+    return out.transpose(1, 0, 2)
 
 
 def layers(chip: chips.Chip) -> Iterator[str]:
     """The table of a layer."""
     yield f"{'one layer, 17 tiles, bfloat16':<34} {'flops':>6} {'bytes':>10} {'memory':>10} {'matmuls':>10} {'temp':>9}"
     for tower, config in TOWERS.items():
-        for implementation in ("pallas_tpu", "plain"):
-            line = a_layer(chip, bfloat16(config, "tpu", attention=implementation))
-            yield f"{f'{chip.name}, {tower}, {implementation}':<34} {line}"
+        for kernel in ("pallas_tpu", "plain"):
+            line = a_layer(chip, bfloat16(config, "tpu", attention=kernel))
+            yield f"{f'{chip.name}, {tower}, {kernel}':<34} {line}"
     for library in (flash, splash):
         with mock.patch.object(siglip, "attention", library):
             line = a_layer(chip, bfloat16(mp.presets.SMOLVLM_256M, "tpu"))
-        # XLA knows of a kernel what its author says, and these say less than the blocks that they move.
+        # XLA prints a kernel's bytes as its author estimated them, and these two leave out blocks that are read again.
         yield f"{f'{chip.name}, SigLIP base, JAX {library.__name__}':<34} {line}"
 
 
 def compiled(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, str]:
+    """The compiled program, and the line with its memory and the seconds that it took."""
     start = time.perf_counter()
     program = lowered.compile()
-    seconds, memory = time.perf_counter() - start, program.memory_analysis()
+    seconds, memory = time.perf_counter() - start, memory_of(program)
     held = memory.argument_size_in_bytes / 1e6
     return (
         program,
@@ -123,7 +127,11 @@ def compiled(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, str]:
 
 
 def check_program(name: str, text: str, config: ModelConfig) -> str:
-    """What attention became, and whether any buffer holds a tile's scores."""
+    """Names the program's attention kernel.
+
+    Raises:
+      RuntimeError: the kernel is not in the program, or a buffer holds the scores of a tile.
+    """
     kernel = {"pallas_tpu": "tpu_custom_call", "cudnn": "__cudnn$fmhaSoftmax"}[config.attention]
     if kernel not in text:
         raise RuntimeError(f"{name}: expected the kernel {kernel} in the program, found none.")
@@ -148,19 +156,19 @@ def programs(
         lowered = encode_tiles_program.lower(params, tiles, config=config, batch_size=batch_size, mesh=None)
         program, line = compiled(lowered)
         name = f"{chip.name}, encode_tiles of {TILES}, {batch_size} in flight"
-        yield f"{name:<44} {line}; {check_program(name, program.as_text(), config)}"
+        yield f"{name:<44} {line}; {check_program(name, text_of(program), config)}"
     if size is None:
         return
     plan, bucket = plan_tiles(*size, config.tiling), bucket_of(*size)
-    filters = chips.on(mesh, tiling_steps(plan, config.tiling, bucket))
+    steps = chips.on(mesh, tiling_steps(plan, config.tiling, bucket))
     image = chips.on(mesh, jax.ShapeDtypeStruct((*bucket, 3), np.uint8))
-    static = {"config": config, "mesh": None, "resampling": "banded"}
-    lowered = _encode_padded.lower(params, image, filters, num_tiles=plan.num_tiles, batch_size=8, **static)
+    static = {"config": config, "mesh": None, "resize_implementation": "banded"}
+    lowered = _encode_padded.lower(params, image, steps, num_tiles=plan.num_tiles, batch_size=8, **static)
     yield f"{f'{chip.name}, encode_image of {size[0]} x {size[1]}':<44} {compiled(lowered)[1]}"
 
 
 def stream(chip: chips.Chip, config: ModelConfig) -> Iterator[str]:
-    """The programs of the stream on four chips: what each has, and what they say to one another."""
+    """The programs of the stream on four chips: the buffer of each chip, and that they exchange nothing."""
     mesh, side, count = chip.mesh(4), config.tiling.tile_size, 8
     params = chips.on(mesh, chips.bfloat16_params(config))
     size = tile_queue.CHUNK * count - 1 + tile_queue.CAPACITY
@@ -168,23 +176,23 @@ def stream(chip: chips.Chip, config: ModelConfig) -> Iterator[str]:
     static = {"config": config, "mesh": mesh}
     chunk = tile_queue._encode_chunk.lower(params, buffer, size=tile_queue.CHUNK * count, batch_size=count, **static)
     plan, bucket = plan_tiles(3000, 4000, config.tiling), bucket_of(3000, 4000)
-    filters = chips.on(mesh, tiling_steps(plan, config.tiling, bucket))
+    steps = chips.on(mesh, tiling_steps(plan, config.tiling, bucket))
     images = chips.on(mesh, jax.ShapeDtypeStruct((4 * bucket[0], bucket[1], 3), np.uint8), "x")
     number = chips.on(mesh, jax.ShapeDtypeStruct((), np.int32))
     append = tile_queue._append_image.lower(
-        images, buffer, number, number, filters=filters, resampling="banded", **static
+        images, buffer, number, number, steps=steps, resize_implementation="banded", **static
     )
     for name, lowered in (("a chunk encoded", chunk), ("an image appended", append)):
         program, line = compiled(lowered)
-        talk = re.findall(COLLECTIVES, program.as_text())
-        held = f"u8[{size},{side},{side},3]"
-        if talk or held not in program.as_text():
+        text, held = text_of(program), f"u8[{size},{side},{side},3]"
+        talk = COLLECTIVE.findall(text)
+        if talk or held not in text:
             raise RuntimeError(f"{name}: expected {held} on each chip and no collective, found {talk}.")
         yield f"{f'{chip.name} 2x2, {name}':<44} {line}; {held} of {4 * size} tiles a chip, no collective"
 
 
 def short() -> None:
-    """Two layers of the real width, for a v5e, and no image cut, which takes XLA a minute: does it still compile?"""
+    """Compiles two layers of the real width for a v5e, and leaves out `encode_image`, which takes XLA a minute."""
     (chip,) = (chip for chip in chips.installed() if chip.name == "v5e")
     two = dataclasses.replace(mp.presets.SMOLVLM_256M.vision, num_hidden_layers=2)
     config = bfloat16(dataclasses.replace(mp.presets.SMOLVLM_256M, vision=two), "tpu")
@@ -194,9 +202,9 @@ def short() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--short", action="store_true", help="two layers, for a v5e alone")
-    if parser.parse_args().short:
+    options = parser(__doc__)
+    options.add_argument("--short", action="store_true", help="two layers, for a v5e alone")
+    if options.parse_args().short:
         short()
         return
     found = chips.installed()
@@ -204,17 +212,16 @@ def main() -> None:
         print(f"{missing.name}: not verified, as {missing.needs} is not installed")
     for chip in found:
         tables: list[Callable[[], Iterator[str]]] = []
-        platform = "tpu" if chip.needs == "libtpu" else "cuda"
-        if platform == "tpu":
+        config = bfloat16(mp.presets.SMOLVLM_256M, chip.platform)
+        if chip.platform == "tpu":
             tables += [functools.partial(layers, chip)]
-        tables += [functools.partial(programs, chip, bfloat16(mp.presets.SMOLVLM_256M, platform))]
+        tables += [functools.partial(programs, chip, config)]
         if chip.name == "v5e":
-            tables += [functools.partial(stream, chip, bfloat16(mp.presets.SMOLVLM_256M, platform))]
+            tables += [functools.partial(stream, chip, config)]
         for table in tables:
             for line in table():
                 print(line, flush=True)
             print()
-    return None
 
 
 if __name__ == "__main__":

@@ -1,14 +1,13 @@
-"""Images and numbers in one space: SigLIP's loss trains a small tower from scratch, and held-out pairs are matched.
+"""Trains a small tower from scratch with SigLIP's loss, and matches held-out images with their captions.
 
     python -m benchmarks.contrastive [--seed 0] [--steps 400]
 
-Every image is two handwritten digits side by side (scikit-learn's 1,797 scans of 43 writers), its caption their number,
-"47". The tower and connector read the image, two tables of ten vectors the caption; nothing is pretrained. Held out are
-a quarter of the scans, and twenty of the hundred numbers: no caption of theirs is ever seen. The task is to find an
-image's caption among all hundred, where chance is 1 %.
+An image shows two handwritten digits side by side (scikit-learn's 1,797 scans of 43 writers), and its caption is their
+number, "47". The tower and connector encode the image, and two tables of ten vectors encode the caption; nothing is
+pretrained. The training sees neither a quarter of the scans nor twenty of the hundred numbers. The task is to find an
+image's caption among all hundred; chance is 1 %.
 """
 
-import argparse
 import time
 
 import jax
@@ -16,8 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from sklearn.datasets import load_digits
+from sklearn.utils import Bunch
 
 import multipatch_jax as mp
+from benchmarks.shared.options import parser
 
 CONFIG = mp.ModelConfig(
     vision=mp.VisionConfig(
@@ -53,7 +54,7 @@ def loss_fn(params, batch, rng, encode):
         captions(head, batch["numbers"]),
         log_scale=head["log_scale"],
         bias=head["bias"],
-        positives=batch["numbers"][:, None] == batch["numbers"],  # a number may come twice
+        positives=batch["numbers"][:, None] == batch["numbers"],  # a number may stand in a batch twice
     )
 
 
@@ -70,11 +71,12 @@ def accuracy(params, batches) -> float:
 
 
 def run(seed: int = 0, steps: int = 400, progress: bool = False) -> dict[str, float]:
-    """Trains, and gives the accuracies on held-out pairs before and after, with the losses."""
+    """Trains; returns the accuracies on held-out pairs before and after, and the first and last loss."""
     rng = np.random.default_rng(seed)
     digits = load_digits()
-    scans, labels = np.uint8(digits.images * 255 / 16), digits.target
-    held = np.arange(len(scans)) >= len(scans) * 3 // 4  # the data set's last scans: writers of their own, mostly
+    assert isinstance(digits, Bunch)
+    scans, labels = (digits.images * 255 / 16).astype(np.uint8), digits.target
+    held = np.arange(len(scans)) >= len(scans) * 3 // 4  # the last scans, most of them by writers who wrote no others
     new_numbers = rng.choice(100, 20, replace=False)
     seen_numbers = np.setdiff1d(np.arange(100), new_numbers)
     tests = {
@@ -112,10 +114,10 @@ def run(seed: int = 0, steps: int = 400, progress: bool = False) -> dict[str, fl
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=400)
-    args = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--steps", type=int, default=400)
+    args = options.parse_args()
     start = time.perf_counter()
     for name, value in run(args.seed, args.steps, progress=True).items():
         print(f"{name}: {value:.3f}" if "loss" in name else f"{name}: {value:.1%} (chance 1 %)")

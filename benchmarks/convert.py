@@ -1,7 +1,8 @@
-"""What a conversion costs over what nobody can avoid: `python -m benchmarks.convert`.
+"""Compares a conversion with the reading and writing that it cannot avoid: `python -m benchmarks.convert`.
 
-Converts a bfloat16 checkpoint of SmolVLM-256M's shapes (513 MB, random, language model included) and, taking turns in
-the same process, reads the file's bytes and lets Orbax save the same arrays. Prints medians and their ratio.
+Converts a bfloat16 checkpoint of SmolVLM-256M's shapes (513 MB, random, language model included). In the same process,
+in turns, reads the file's bytes and lets Orbax save the same arrays. Prints medians, and the ratio of the conversion to
+the other two together.
 """
 
 import json
@@ -16,6 +17,7 @@ import orbax.checkpoint as ocp
 from safetensors.numpy import save_file
 
 import multipatch_jax as mp
+from benchmarks.shared.options import parser
 from multipatch_jax.checkpoint import config_to_hf
 
 ROUNDS = 5
@@ -33,6 +35,7 @@ def write_checkpoint(folder: Path, config: mp.ModelConfig) -> None:
 
 
 def main() -> None:
+    parser(__doc__).parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_checkpoint(folder, mp.presets.SMOLVLM_256M)

@@ -1,36 +1,37 @@
-"""Seconds per tile on this CPU, us and our peers: `python -m benchmarks.cpu` (needs the `bench` extra).
+"""Measures the seconds a tile of multipatch_jax and its peers on this CPU: `python -m benchmarks.cpu`.
 
-SmolVLM-256M's tower and connector in float32, the same random weights and the same tile for all. Every system has a
-process of its own and they take turns, one tile each, so that a change of the machine's speed meets all of them; what
-counts are medians and ratios. The ceiling is the best float32 matmul rate of XLA, torch and NumPy, measured likewise.
-Prints a table and writes benchmarks/cpu.json; with `--without-avx512`, which hides those instructions from every system
-on a machine that has them, benchmarks/cpu_without_avx512.json.
+Needs the `bench` extra. All systems run SmolVLM-256M's tower and connector in float32 on the same random weights and
+the same tile. Each system has its own process and they take turns, one tile each, so that a change of the machine's
+speed meets all of them; medians and ratios are compared. The ceiling is the best float32 matmul rate of XLA, torch and
+NumPy, measured in the same turns. Prints a table and writes benchmarks/records/cpu.json.
+
+`--without-avx512` hides those instructions from every system, on a machine that has them, and writes
+benchmarks/records/cpu_without_avx512.json.
 """
 
-import argparse
 import dataclasses
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks import turns
-
-FLOPS = 214.7e9  # of a tile: tower and connector
-MATMUL = 2048
-
+from benchmarks.shared import ceiling, turns
+from benchmarks.shared.avx512 import build_hider
+from benchmarks.shared.checkpoint import make_checkpoint
+from benchmarks.shared.flops import tile_flops
+from benchmarks.shared.options import turns_parser
+from benchmarks.shared.records import write_record
+from benchmarks.shared.torch_tile import torch_module
+from benchmarks.shared.turns import System, Turn
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The systems: from the folder with the checkpoint and the tile to a function that computes the tile's tokens.
+# The systems. Each reads the checkpoint and the tile from a folder, and its turn returns the tile's tokens.
 
 
-def ours(folder: Path, **config: Any) -> Callable:
+def ours(folder: Path, **config: Any) -> Turn:
     import multipatch_jax as mp
 
     loaded, params = mp.from_pretrained(folder)
@@ -39,46 +40,22 @@ def ours(folder: Path, **config: Any) -> Callable:
     return lambda: np.asarray(mp.encode_tiles(params, tile[None], config=loaded))[0]
 
 
-def reference(folder: Path, attention: str, compiled: bool = False) -> Callable:
+def reference(folder: Path, attention: str, compiled: bool = False) -> Turn:
     module, x = torch_module(folder, attention), pixels(tile_of(folder))
     import torch
 
     if compiled:
         module = torch.compile(module)
 
-    def run() -> np.ndarray:
+    def turn() -> np.ndarray:
         with torch.inference_mode():
             return module(torch.from_numpy(x))[0].numpy()
 
-    return run
-
-
-def torch_module(folder: Path, attention: str = "sdpa") -> Any:
-    """The reference's modules for full tiles, without its data-dependent masks, which peers cannot compile."""
-    import torch
-    from transformers import AutoModelForImageTextToText
-
-    model = AutoModelForImageTextToText.from_pretrained(folder, attn_implementation=attention, dtype=torch.float32)
-    tower, connector = model.model.vision_model, model.model.connector
-
-    class Tile(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.embeddings, self.encoder = tower.embeddings, tower.encoder
-            self.post_layernorm, self.connector = tower.post_layernorm, connector
-
-        def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-            x = self.embeddings.patch_embedding(pixel_values).flatten(2).transpose(1, 2)
-            x = x + self.embeddings.position_embedding.weight
-            for layer in self.encoder.layers:
-                x = layer(x, None)
-            return self.connector(self.post_layernorm(x))
-
-    return Tile().eval()
+    return turn
 
 
 def onnx_file(folder: Path) -> Path:
-    """The reference exported once, for both runtimes."""
+    """Exports the reference once, for both runtimes."""
     import torch
 
     file = folder / "tile.onnx"
@@ -88,8 +65,8 @@ def onnx_file(folder: Path) -> Path:
     return file
 
 
-def onnxruntime(folder: Path) -> Callable:
-    import onnxruntime as ort
+def onnxruntime(folder: Path) -> Turn:
+    import onnxruntime as ort  # pyright: ignore[reportMissingImports]  # only the `bench` extra installs it
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = os.cpu_count()
@@ -98,8 +75,8 @@ def onnxruntime(folder: Path) -> Callable:
     return lambda: session.run(None, {"pixels": x})[0][0]
 
 
-def openvino(folder: Path) -> Callable:
-    import openvino as ov
+def openvino(folder: Path) -> Turn:
+    import openvino as ov  # pyright: ignore[reportMissingImports]  # only the `bench` extra installs it
 
     config = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     model = ov.Core().compile_model(str(onnx_file(folder)), "CPU", config)
@@ -107,36 +84,16 @@ def openvino(folder: Path) -> Callable:
     return lambda: model(x)[0][0]
 
 
-def matmul_jax(folder: Path) -> Callable:
-    import jax
-
-    x = jax.random.normal(jax.random.key(0), (MATMUL, MATMUL))
-    product = jax.jit(lambda x: x @ x)
-    return lambda: product(x).block_until_ready()
-
-
-def matmul_torch(folder: Path) -> Callable:
-    import torch
-
-    x = torch.randn(MATMUL, MATMUL)
-    return lambda: x @ x
-
-
-def matmul_numpy(folder: Path) -> Callable:
-    x = np.random.default_rng(0).normal(size=(MATMUL, MATMUL)).astype(np.float32)
-    return lambda: x @ x
-
-
-SYSTEMS: dict[str, Callable[[Path], Callable]] = {
+COMPILED = "transformers, torch.compile"
+SYSTEMS: dict[str, System] = {
     "multipatch_jax": ours,
     "multipatch_jax, XLA alone": lambda folder: ours(folder, attention="blocked"),
     "transformers, sdpa": lambda folder: reference(folder, "sdpa"),
     "transformers, eager": lambda folder: reference(folder, "eager"),
-    "transformers, torch.compile": lambda folder: reference(folder, "sdpa", compiled=True),
+    COMPILED: lambda folder: reference(folder, "sdpa", compiled=True),
     "onnxruntime": onnxruntime,
     "OpenVINO": openvino,
 }
-CEILING = {"matmul, XLA": matmul_jax, "matmul, torch": matmul_torch, "matmul, NumPy": matmul_numpy}
 
 
 def tile_of(folder: Path) -> np.ndarray:
@@ -144,76 +101,63 @@ def tile_of(folder: Path) -> np.ndarray:
 
 
 def pixels(tile: np.ndarray) -> np.ndarray:
+    """The tile as the reference takes it: normalised, channels first, in a batch of one."""
     return ((tile.astype(np.float32) - 127.5) / 127.5).transpose(2, 0, 1)[None]
 
 
-def keeping_tokens(name: str) -> Callable[[Path], Callable]:
-    """The system, which leaves the tokens of its first run in the folder, to be compared."""
+def keeping_tokens(name: str) -> System:
+    """The system, which also saves the tokens of one turn in the folder, to be compared."""
 
-    def system(folder: Path) -> Callable:
-        run = SYSTEMS[name](folder)
-        np.save(folder / f"{name}.npy", np.asarray(run()))
-        return run
+    def system(folder: Path) -> Turn:
+        turn = SYSTEMS[name](folder)
+        np.save(folder / f"{name}.npy", np.asarray(turn()))
+        return turn
 
     return system
 
 
-def make_checkpoint(folder: Path) -> None:
-    """SmolVLM-256M's tower and connector in transformers' layout, in a process of its own, as it loads torch."""
-    code = (
-        "import sys, dataclasses; from pathlib import Path\n"
-        "import multipatch_jax as mp; import multipatch_reference as reference\n"
-        "text = dataclasses.replace(mp.presets.SMOLVLM_256M.text, num_hidden_layers=1)\n"
-        "config = dataclasses.replace(mp.presets.SMOLVLM_256M, text=text)\n"
-        "reference.save_checkpoint(reference.reference_model(config), config, Path(sys.argv[1]))\n"
-    )
-    subprocess.run([sys.executable, "-c", code, folder], check=True, cwd=turns.ROOT, env=turns.environment())
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser = turns_parser(__doc__, rounds=9)
     parser.add_argument("--without-avx512", action="store_true", help="Linux, an Intel processor and a C compiler")
-    parser.add_argument("--worker", nargs=2, metavar=("NAME", "FOLDER"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        systems = {name: keeping_tokens(name) for name in SYSTEMS} | CEILING
-        return turns.work(systems, args.worker[0], Path(args.worker[1]))
+        return turns.work({name: keeping_tokens(name) for name in SYSTEMS} | ceiling.CPU, *args.worker)
+    systems = list(SYSTEMS)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_checkpoint(folder)
         np.save(folder / "tile.npy", np.random.default_rng(0).integers(0, 256, (512, 512, 3), np.uint8))
         if args.without_avx512:
-            os.environ["LD_PRELOAD"] = hide_avx512(folder)
-            del SYSTEMS["transformers, torch.compile"]  # it asks /proc/cpuinfo, and so compiles for what is not there
-        times = turns.take_turns("benchmarks.cpu", [*SYSTEMS, *CEILING], folder, args.rounds)
-        tokens = {system: np.load(folder / f"{system}.npy") for system in SYSTEMS}
-    report(times, tokens, "cpu_without_avx512" if args.without_avx512 else "cpu")
+            os.environ["LD_PRELOAD"] = build_hider(folder)
+            systems.remove(COMPILED)  # it reads /proc/cpuinfo, and would compile for the hidden instructions
+        times = turns.take_turns("benchmarks.cpu", [*systems, *ceiling.CPU], folder, args.rounds)
+        tokens = {system: np.load(folder / f"{system}.npy") for system in systems}
+    report(times, tokens)
+    packages = "jax jaxlib flax torch transformers onnxruntime openvino numpy".split()
+    write_record("cpu_without_avx512" if args.without_avx512 else "cpu", packages, seconds=times)
 
 
-def hide_avx512(folder: Path) -> str:
-    """What is to be preloaded."""
-    library = folder / "hide_avx512.so"
-    source = turns.ROOT / "benchmarks" / "hide_avx512.c"
-    subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
-    return str(library)
+def report(times: dict[str, list[float]], tokens: dict[str, np.ndarray]) -> None:
+    """Prints the table."""
+    import multipatch_jax as mp  # after the turns: these two would slow them
+    from multipatch_reference import distance
 
-
-def report(times: dict[str, list[float]], tokens: dict[str, np.ndarray], name: str) -> None:
+    flops = tile_flops(mp.presets.SMOLVLM_256M)
     medians = {system: statistics.median(values) for system, values in times.items()}
-    rates = {system: 2 * MATMUL**3 / medians[system] for system in CEILING}
-    ceiling = max(rates.values())
+    rates = {system: ceiling.rate(ceiling.CPU_SIZE, medians[system]) for system in ceiling.CPU}
+    best = max(rates.values())
     print(f"{'system':<34} {'s a tile':>8} {'ratio':>6} {'GFLOP/s':>8} {'of ceiling':>10} {'from sdpa':>10}")
     sdpa = tokens["transformers, sdpa"]
     for system, result in tokens.items():
-        seconds, rate = medians[system], FLOPS / medians[system]
-        error = np.linalg.norm(result - sdpa) / np.linalg.norm(sdpa)
+        seconds, rate = medians[system], flops / medians[system]
+        error = distance(result, sdpa)
         ratio = turns.ratio(times, system, "transformers, sdpa")
-        print(f"{system:<34} {seconds:8.2f} {ratio:6.2f} {rate / 1e9:8.0f} {rate / ceiling:10.0%} {error:10.1e}")
+        print(f"{system:<34} {seconds:8.2f} {ratio:6.2f} {rate / 1e9:8.0f} {rate / best:10.0%} {error:10.1e}")
     for system, rate in rates.items():
         print(f"{system:<34} {'':>8} {'':>6} {rate / 1e9:8.0f}")
-    packages = "jax jaxlib flax torch transformers onnxruntime openvino numpy".split()
-    turns.write_record(name, packages, seconds=times)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""How far float32 is from float64, ours by the terms summed in one go: `python -m benchmarks.float32`.
+"""Compares float32 with float64, for blocks of several lengths in our float32 sums: `python -m benchmarks.float32`.
 
-Needs the `test` extra. SmolVLM-256M's tower and connector with random weights, one tile of a photograph: the distance
-of our tokens from the float64 reference's over the distance of the float32 reference's, and seconds a tile. The seconds
-are of one process after torch has run in it; `benchmarks.cpu` is what compares systems.
+Needs the `test` extra. Encodes one tile of a photograph with SmolVLM-256M's tower and connector and random weights. For
+each length of a block, prints the distance of our float32 tokens from the float64 reference's, divided by the distance
+of the float32 reference's, and the seconds a tile. torch runs in the same process before, so compare systems by
+`benchmarks.cpu` and not by these seconds.
 """
 
 import dataclasses
@@ -17,30 +18,26 @@ import numpy as np
 from skimage import data
 
 import multipatch_jax as mp
-import multipatch_reference as reference
+from benchmarks.shared.checkpoint import write_checkpoint
+from benchmarks.shared.options import parser
 from multipatch_jax.nn import linear
 from multipatch_jax.nn.attention import plain
+from multipatch_reference import distance, image_features
 
-BLOCKS = (256, 384, 512, 16384)  # the last is more than any sum has: one accumulator
+BLOCKS = (256, 384, 512, 16384)  # terms in a block; no sum has more terms than the last, so it has one accumulator
 TURNS = 5
 
 
-def distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Relative norm, in float64."""
-    return float(np.linalg.norm(a.astype(np.float64) - b) / np.linalg.norm(b))
-
-
 def main() -> None:
-    text = dataclasses.replace(mp.presets.SMOLVLM_256M.text, num_hidden_layers=1)
-    config = dataclasses.replace(mp.presets.SMOLVLM_256M, text=text)
-    model = reference.reference_model(config)
+    parser(__doc__).parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        config, params = mp.from_pretrained(reference.save_checkpoint(model, config, Path(folder)))
-    config = dataclasses.replace(config, attention="blocked")  # XLA's code, whose blocks are these
+        model = write_checkpoint(Path(folder))
+        config, params = mp.from_pretrained(folder)
+    config = dataclasses.replace(config, attention="blocked")  # the compiled encoder has blocks of its own
     tiles = mp.tile_image_host(data.chelsea(), config.tiling)[-1:]
     pixels = np.asarray(mp.image.normalize(jax.numpy.asarray(tiles)))
-    _, tokens32 = reference.image_features(model, pixels)
-    _, tokens64 = reference.image_features(model.double(), pixels)
+    _, tokens32 = image_features(model, pixels)
+    _, tokens64 = image_features(model.double(), pixels)
     theirs = distance(tokens32, tokens64)
     print(f"the reference in float32 is {theirs:.1e} from float64")
     for block in BLOCKS:

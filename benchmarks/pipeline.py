@@ -1,25 +1,26 @@
-"""From a photograph's file to its tokens: `python -m benchmarks.pipeline`.
+"""Measures the whole path from a photograph's file to its tokens: `python -m benchmarks.pipeline`.
 
 Needs the `test` extra. The file is a 12-megapixel JPEG (13 tiles), the model SmolVLM-256M's tower and connector with
-random weights in float32. The whole path, preprocessing included, is timed against the reference's, each in a process
-of its own, taking turns; medians, and ratios to the reference. Prints a table and writes benchmarks/pipeline.json.
+random weights in float32. A turn includes preprocessing. multipatch_jax and the reference take turns, each in its own
+process; medians, and ratios to the reference. Prints a table and writes benchmarks/records/pipeline.json.
 """
 
-import argparse
 import dataclasses
 import statistics
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import turns
-from benchmarks.cpu import make_checkpoint
+from benchmarks.shared import turns
+from benchmarks.shared.checkpoint import make_checkpoint
+from benchmarks.shared.options import turns_parser
+from benchmarks.shared.records import write_record
+from benchmarks.shared.turns import System, Turn
 
 PHOTO = "photo.jpg"
 
 
-def ours(folder: Path, **changes: Any) -> Callable[[], object]:
+def ours(folder: Path, **changes: Any) -> Turn:
     import multipatch_jax as mp
 
     config, params = mp.from_pretrained(folder)
@@ -27,7 +28,7 @@ def ours(folder: Path, **changes: Any) -> Callable[[], object]:
     return lambda: mp.encode_image(params, folder / PHOTO, config=config).block_until_ready()
 
 
-def reference(folder: Path) -> Callable[[], object]:
+def reference(folder: Path) -> Turn:
     import torch
     from PIL import Image
     from transformers import AutoModelForImageTextToText
@@ -38,15 +39,15 @@ def reference(folder: Path) -> Callable[[], object]:
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").eval()
     processor = image_processor(mp.presets.SMOLVLM_256M)
 
-    def run() -> object:
+    def turn() -> object:
         inputs = processor(Image.open(folder / PHOTO), return_tensors="pt")
         with torch.inference_mode():
             return model.model.get_image_features(inputs["pixel_values"], inputs["pixel_attention_mask"])
 
-    return run
+    return turn
 
 
-SYSTEMS: dict[str, Callable[[Path], Callable[[], object]]] = {
+SYSTEMS: dict[str, System] = {
     "multipatch_jax": ours,
     "multipatch_jax, XLA alone": lambda folder: ours(folder, attention="blocked"),
     "transformers, sdpa": reference,
@@ -54,26 +55,21 @@ SYSTEMS: dict[str, Callable[[Path], Callable[[], object]]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each system, some 20 s each")
-    parser.add_argument("--worker", nargs=2, metavar=("NAME", "FOLDER"), help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = turns_parser(__doc__, rounds=7, help="turns of each system, some 20 s each").parse_args()
     if args.worker:
-        return turns.work(SYSTEMS, args.worker[0], Path(args.worker[1]))
-    from PIL import Image
-    from skimage import data
+        return turns.work(SYSTEMS, *args.worker)
+    from benchmarks.shared.photo import photograph  # no system needs what it imports
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_checkpoint(folder)
-        photo = Image.fromarray(data.coffee()).resize((4000, 3000), Image.Resampling.BICUBIC)
-        photo.save(folder / PHOTO, quality=92)
+        photograph(3000, 4000).save(folder / PHOTO, quality=92)
         times = turns.take_turns("benchmarks.pipeline", SYSTEMS, folder, args.rounds)
     for system in SYSTEMS:
         share = turns.ratio(times, system, "transformers, sdpa")
         print(f"{system:<34} {statistics.median(times[system]):6.2f} s   {share:5.2f} of the reference")
     packages = "jax jaxlib flax torch transformers numpy pillow".split()
-    turns.write_record("pipeline", packages, seconds=times)
+    write_record("pipeline", packages, seconds=times)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,20 @@
-"""How long it takes to get ready, from the import on: `python -m benchmarks.ready`.
+"""Measures how long a process takes until it can encode images: `python -m benchmarks.ready`.
 
-Needs the `test` extra. Every figure is of a new process. The imports; then loading SmolVLM-256M's tower and connector
-(float32, Hugging Face's layout) and `warmup`, which gets every program that a stream of images runs: in a first
-process, which compiles them, and in later ones, which find them in JAX's persistent compilation cache. Medians. Prints
-a table and writes benchmarks/ready.json.
+Needs the `test` extra. Takes every figure from a new process, and prints medians. Times the imports first. Then times
+loading SmolVLM-256M's tower and connector (float32, Hugging Face's layout) and `warmup`, which compiles every program
+that a stream of images runs. The first process compiles them; later ones find them in JAX's persistent compilation
+cache. Prints a table and writes benchmarks/records/ready.json.
 """
 
-import argparse
 import statistics
 import tempfile
 from pathlib import Path
 
-from benchmarks import turns
-from benchmarks.cpu import make_checkpoint
+from benchmarks.shared import turns
+from benchmarks.shared.checkpoint import make_checkpoint
+from benchmarks.shared.options import parser
+from benchmarks.shared.processes import run_python
+from benchmarks.shared.records import write_record
 
 IMPORTS = {"jax, flax": "import jax, flax", "multipatch_jax": "import multipatch_jax"}
 IMPORTING = "import time; start = time.perf_counter()\n{}\nprint(time.perf_counter() - start)"
@@ -28,14 +30,14 @@ print(loaded - start, time.perf_counter() - loaded)
 
 
 def getting_ready(folder: Path, starts: int) -> dict[str, dict[str, list[float]]]:
-    """Seconds of loading and of warmup, without the cache's programs and with them."""
+    """Seconds of loading and of warmup, with an empty cache and with a filled one."""
 
     def one(cache: str) -> tuple[float, float]:
         variables = {
             "JAX_COMPILATION_CACHE_DIR": str(folder / cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
-        load, warmup = map(float, turns.run_python(GET_READY, str(folder), **variables).split())
+        load, warmup = map(float, run_python("-c", GET_READY, str(folder), **variables).split())
         return load, warmup
 
     first, *later = [one("cache") for _ in range(1 + starts)]
@@ -46,13 +48,13 @@ def getting_ready(folder: Path, starts: int) -> dict[str, dict[str, list[float]]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--starts", type=int, default=7, help="processes for each figure")
-    starts = parser.parse_args().starts
+    options = parser(__doc__)
+    options.add_argument("--starts", type=int, default=7, help="processes for each figure")
+    starts = options.parse_args().starts
     imports = {name: list[float]() for name in IMPORTS}
     for _ in range(starts):
         for name, code in IMPORTS.items():
-            imports[name].append(float(turns.run_python(IMPORTING.format(code))))
+            imports[name].append(float(run_python("-c", IMPORTING.format(code))))
     for name, seconds in imports.items():
         print(f"import {name:<34} {statistics.median(seconds):6.2f} s", flush=True)
     print(f"import, ratio {'':<27} {turns.ratio(imports, 'multipatch_jax', 'jax, flax'):6.2f}", flush=True)
@@ -62,7 +64,7 @@ def main() -> None:
     for process, seconds in ready.items():
         load, warmup = (statistics.median(seconds[step]) for step in ("load", "warmup"))
         print(f"{process:<41} {load + warmup:6.2f} s: load {load:.2f} s, warmup {warmup:.2f} s")
-    turns.write_record("ready", "jax jaxlib flax numpy".split(), imports=imports, ready=ready)
+    write_record("ready", "jax jaxlib flax numpy".split(), imports=imports, ready=ready)
 
 
 if __name__ == "__main__":

@@ -1,38 +1,46 @@
-"""What cutting a 12-megapixel photograph into 13 tiles costs on a TPU v5e, and what encoding them: no TPU is needed.
+"""Estimates what a TPU v5e needs to cut a 12-megapixel photograph into 13 tiles, and to encode them. Needs no TPU.
 
     pip install "jax[tpu]" && python -m benchmarks.resize_tpu
 
-XLA compiles for a described chip, and its text carries estimated cycles of the operations; a loop's body counts as
-often as it runs, and of a conditional the branch that costs more. These are XLA's estimates, not a measurement; tiling
-and encoding are held against each other by the same ruler. Printed are the program of an image's exact shape, that of
-its size bucket, which NumPy arrays and files go through, and the encoder with one tile in flight and with all.
+XLA compiles for a described chip and writes the cycles that it estimates into the program's text. A loop's body counts
+as often as the loop runs, and a conditional counts its most expensive branch. These are estimates and no measurement,
+but tiling and encoding are estimated alike, so their ratio can be read. Prints the milliseconds of the program of an
+image's exact shape, of the program of its size bucket, which NumPy arrays and files go through, and of the encoder with
+one tile in flight and with all.
 """
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any
 
-from benchmarks import chips  # isort: skip  (before JAX)
+from benchmarks.shared import chips  # isort: skip  (before JAX)
 import jax
 import numpy as np
 
+from benchmarks.shared.flops import tile_flops
+from benchmarks.shared.options import parser
+from benchmarks.shared.programs import cycles, text_of
 from multipatch_jax.encode import trace_encode
 from multipatch_jax.image import bucket_of, plan_tiles, tile_image, tile_padded, tiling_steps
 from multipatch_jax.presets import SMOLVLM_256M
 
 V5E = chips.CHIPS[0]
-CLOCK = 1.5e9  # a second: the FLOPs over 4 matrix units of 2 * 128 * 128
-TILE_FLOPS = 214.7e9
+CLOCK = 1.5e9  # cycles a second: the chip's FLOPs divided by those of its 4 matrix units, 2 * 128 * 128 a cycle each
 TILING = SMOLVLM_256M.tiling
 
 
-def milliseconds(function, *arguments) -> float:
-    """Of a function of arrays or their shapes, compiled for one v5e chip."""
-    text = jax.jit(function).lower(*chips.on(V5E.mesh(), arguments)).compile().as_text()
-    return chips.cycles(text) / CLOCK * 1e3
+def milliseconds(function: Callable[..., Any], *arguments: Any) -> float:
+    """Estimated milliseconds of a function of arrays or their shapes, compiled for one v5e chip."""
+    program = jax.jit(function).lower(*chips.on(V5E.mesh(), arguments)).compile()
+    return cycles(text_of(program)) / CLOCK * 1e3
 
 
 def encoding(num_tiles: int, batch_size: int) -> float:
-    """Milliseconds of tower and connector in bfloat16, with plain attention: of a kernel XLA estimates nothing."""
+    """Estimated milliseconds of tower and connector in bfloat16.
+
+    Attention is "plain", because XLA estimates nothing for our kernel.
+    """
     config = dataclasses.replace(SMOLVLM_256M, dtype="bfloat16", attention="plain", precision="default")
     params = chips.bfloat16_params(config)
     tiles = jax.ShapeDtypeStruct((num_tiles, TILING.tile_size, TILING.tile_size, 3), np.uint8)
@@ -40,7 +48,8 @@ def encoding(num_tiles: int, batch_size: int) -> float:
 
 
 def main() -> None:
-    floor = 13 * TILE_FLOPS / V5E.flops * 1e3
+    parser(__doc__).parse_args()
+    floor = 13 * tile_flops(SMOLVLM_256M) / V5E.flops * 1e3
     encoders = {f"{batch_size} in flight": encoding(13, batch_size) for batch_size in (1, 13)}
     fastest = min(encoders.values())
     print(f"encoding 13 tiles: {', '.join(f'{ms:.1f} ms {name}' for name, ms in encoders.items())}; ", end="")
@@ -50,7 +59,7 @@ def main() -> None:
         bucket = bucket_of(height, width)
         filters = tiling_steps(plan, TILING, bucket)
         if plan.resized == plan.stretched:
-            filters = filters._replace(to_multiples=None)  # what the program leaves out for this image
+            filters = filters._replace(to_multiples=None)  # the program of the exact shape leaves this resize out too
         static = {"num_tiles": plan.num_tiles, "tiling": TILING, "implementation": "banded"}
         programs = {
             "exact shape": milliseconds(lambda x: tile_image(x, TILING, implementation="banded"), image),

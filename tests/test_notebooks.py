@@ -1,11 +1,9 @@
-"""Every notebook runs from top to bottom, and the stored file shows its pictures and nobody's machine."""
+"""Every notebook runs from top to bottom, and the stored file has its pictures and no path of a machine."""
 
 import base64
 import io
-import os
 import re
 import sys
-from pathlib import Path
 
 import nbformat
 import pytest
@@ -14,7 +12,9 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from PIL import Image
 
-ROOT = Path(__file__).parent.parent
+from tests.helpers.processes import environment
+from tests.helpers.project import ROOT
+
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # An absolute path of any machine (not a fraction, a relative path or an address), or a well-known folder anywhere.
 A_MACHINES_PATH = re.compile(r"(?<![\w./])/\w[\w.-]*/|/(home|root|Users|tmp|opt|usr)/|site-packages|file://|[A-Z]:\\")
@@ -42,13 +42,13 @@ def pictures(notebook):
     return found
 
 
-def test_there_are_four():
+def test_the_notebooks_are_these_four():
     assert [path.stem for path in NOTEBOOKS] == ["01_quickstart", "02_parity", "03_many_images", "04_finetune"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs_without_a_network(path, tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     notebook = nbformat.read(path, as_version=4)
     stored = len(pictures(notebook))
@@ -56,7 +56,7 @@ def test_it_runs_without_a_network(path, tmp_path, monkeypatch):
         notebook, timeout=300, kernel_manager_class=ThisPython, resources={"metadata": {"path": str(tmp_path)}}
     )
     client.execute()  # a cell that fails raises
-    assert len(pictures(notebook)) == stored  # what is stored is what it draws
+    assert len(pictures(notebook)) == stored  # as many as are stored
     errors = [output.text for output in outputs(notebook) if output.get("name") == "stderr"]
     assert not re.search(r"Warning|Error", "".join(errors)), errors
 
@@ -93,4 +93,4 @@ def test_it_says_what_random_weights_are_worth(path):
     notebook = nbformat.read(path, as_version=4)
     prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     assert "random weights" in prose
-    assert "HuggingFaceTB/SmolVLM-256M-Instruct" in prose  # the line that brings the real ones
+    assert "HuggingFaceTB/SmolVLM-256M-Instruct" in prose  # the line that loads the real weights

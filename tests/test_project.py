@@ -1,20 +1,17 @@
-"""The project's own promises: clean checks, a small surface, a README whose commands exist."""
+"""The project's own promises: clean checks, a small surface, rooms that import only from upstream."""
 
 import ast
-import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 import multipatch_jax as mp
 from multipatch_jax.nn import native
-
-ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+from tests.helpers.processes import python_output
+from tests.helpers.project import ROOT
 
 
 @pytest.mark.parametrize("command", [["ruff", "check"], ["ruff", "format", "--check"], ["pyright"]])
@@ -26,14 +23,13 @@ def test_checks_are_clean(command):
 
 def test_the_package_needs_neither_torch_nor_transformers():
     code = "import sys, multipatch_jax; print({'torch', 'transformers', 'orbax'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
+    assert python_output("-c", code).strip() == "set()"
 
 
-def test_all_is_what_there_is():
+def test_all_lists_every_public_name():
     assert set(vars(mp)) >= set(mp.__all__)
     assert len(mp.__all__) <= 48
-    modules = {"arguments", "cli", "config", "files"}  # imported by the rooms; nobody's first stop
+    modules = {"arguments", "cli", "config", "files"}  # imported by the rooms, not offered to users
     public = {name for name in vars(mp) if not name.startswith("_")}
     assert public - modules == set(mp.__all__)
 
@@ -101,43 +97,5 @@ def test_rooms_are_few_and_files_short():
 
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="there is no C++ compiler here")
 def test_where_there_is_a_compiler_the_encoder_was_built():
-    """Or all of test_native would be skipped and no one would know."""
+    """Without it tests/nn/test_native.py would be skipped, and nobody would notice."""
     assert native.builds()
-
-
-def test_the_readmes_commands_exist():
-    commands = re.findall(r"multipatch-jax (\w+)", README)
-    assert set(commands) == {"demo", "convert", "encode", "export", "plan"}
-    for command in set(commands):
-        done = subprocess.run(
-            [sys.executable, "-m", "multipatch_jax", command, "--help"], capture_output=True, check=False
-        )
-        assert done.returncode == 0
-
-
-def test_the_readmes_tables_of_tiles_are_true():
-    for height, width, *cells in re.findall(r"^\| (\d+) x (\d+) \| (.+) \| (.+) \| (.+) \| (.+) \|$", README, re.M):
-        policies = ({}, {"upscale": False}, {"max_tiles": 5}, {"global_tile": False})
-        for cell, policy in zip(cells, policies, strict=True):
-            plan = mp.plan_tiles(int(height), int(width), mp.TilingConfig(**policy))
-            tiles = "1 tile" if plan.num_tiles == 1 else f"{plan.num_tiles} tiles"
-            assert cell == f"{tiles}, {plan.num_tokens} tokens", (height, width, policy)
-    for name, tile, tokens, width, cost in re.findall(
-        r"^\| ([\w.-]+)[^|]* \| SigLIP[^|]*\| (\d+) \| (\d+) \| (\d+) \| (.+) \|$", README, re.M
-    ):
-        config = mp.PRESETS[name]
-        plan = mp.plan_tiles(3000, 4000, config.tiling)
-        assert (config.tiling.tile_size, config.tiling.tokens_per_tile) == (int(tile), int(tokens))
-        assert config.connector.text_hidden_size == int(width)
-        assert cost == f"{plan.num_tiles} tiles, {plan.num_tokens} tokens"
-
-
-def test_the_readmes_ten_lines_run(tiny, photo, tmp_path, capsys):
-    code = re.search(r"```python\n(.+?)```", README, re.S).group(1)
-    Image.fromarray(photo).save(tmp_path / "photo.jpg")
-    code = code.replace("HuggingFaceTB/SmolVLM-256M-Instruct", str(tiny.folder))
-    code = code.replace("photo.jpg", str(tmp_path / "photo.jpg"))
-    names = {"array": photo}
-    exec(compile(code, "README.md", "exec"), names)
-    assert capsys.readouterr().out == "3 4 13 52\n"
-    assert names["tokens"].shape == (13, 4, 48)

@@ -1,0 +1,83 @@
+"""Small models of the family with every tensor randomised, loaded by the real loading code."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import multipatch_jax as mp
+import multipatch_reference as reference
+from tests.helpers.tokenizer import IMAGE
+
+TINY_TEXT = mp.TextConfig(
+    hidden_size=48,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=3,
+    num_key_value_heads=1,
+    head_dim=16,
+    vocab_size=200,
+    pad_token_id=2,
+)
+TINY = mp.ModelConfig(
+    vision=mp.VisionConfig(
+        hidden_size=96, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, image_size=64, patch_size=8
+    ),
+    connector=mp.ConnectorConfig(scale_factor=4, text_hidden_size=48),
+    tiling=mp.TilingConfig(longest_edge=256, tile_size=64, tokens_per_tile=4),
+    text=TINY_TEXT,
+    image_token_id=190,
+)
+# With SmolVLM's vocabulary, for texts from `make_tokenizer`.
+TINY_SMOLVLM = dataclasses.replace(TINY, image_token_id=IMAGE, text=dataclasses.replace(TINY_TEXT, vocab_size=49280))
+# TINY with other tilings: an image is one tile; there is no global tile beside the grid.
+UNSPLIT = dataclasses.replace(TINY, tiling=dataclasses.replace(TINY.tiling, do_image_splitting=False))
+NO_GLOBAL = dataclasses.replace(TINY, tiling=dataclasses.replace(TINY.tiling, global_tile=False))
+
+
+class Model(NamedTuple):
+    """A reference model, the folder it was saved to, and what our loader reads from there."""
+
+    config: mp.ModelConfig
+    params: dict[str, Any]
+    reference: Any
+    folder: Path
+
+
+def make_model(
+    config: mp.ModelConfig, folder: Path, seed: int = 0, change: Callable[[Any], object] = lambda reference: None
+) -> Model:
+    """Makes a reference model, saves it to `folder` and loads it; `change` edits it before it is saved."""
+    model = reference.reference_model(config, seed)
+    change(model)
+    reference.save_checkpoint(model, config, folder)
+    loaded, params = mp.from_pretrained(folder)
+    assert loaded == config
+    return Model(config, params, model, folder)
+
+
+def with_small_text(config: mp.ModelConfig) -> mp.ModelConfig:
+    """The tower and connector of `config` beside a language model of one small layer."""
+    text = mp.TextConfig(
+        hidden_size=config.connector.text_hidden_size,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        head_dim=64,
+        vocab_size=200,
+        pad_token_id=2,
+    )
+    return dataclasses.replace(config, text=text, image_token_id=190)
+
+
+def with_layers(config: mp.ModelConfig, layers: int) -> mp.ModelConfig:
+    return dataclasses.replace(config, vision=dataclasses.replace(config.vision, num_hidden_layers=layers))
+
+
+# Three members of the family in their full shapes. Most tests keep fewer layers, with `with_layers`.
+MEMBERS = {
+    "SmolVLM-256M": with_small_text(mp.presets.SMOLVLM_256M),
+    "SmolVLM-2.2B": with_small_text(mp.presets.SMOLVLM_2_2B),
+    "Idefics3-8B": with_small_text(mp.presets.IDEFICS3_8B),
+}

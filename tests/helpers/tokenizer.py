@@ -1,0 +1,46 @@
+"""A byte-level tokenizer with SmolVLM's special tokens at their real ids, in place of the published one."""
+
+import functools
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+IMAGE = 49190  # the id of <image>
+CHAT_TEMPLATE = (  # SmolVLM's
+    "<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}"
+    "{% if message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}"
+    "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{line['text']}}"
+    "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+
+
+def special_tokens() -> dict[str, int]:
+    tokens = {"<|endoftext|>": 0, "<|im_start|>": 1, "<|im_end|>": 2, "<global-img>": 49152}
+    tokens |= {f"<row_{r}_col_{c}>": 49152 + (r - 1) * 6 + c for r in range(1, 7) for c in range(1, 7)}
+    return tokens | {"<fake_token_around_image>": 49189, "<image>": IMAGE, "<end_of_utterance>": 49279}
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """transformers' object; its `save_pretrained` writes the files that `mp.Processor` reads."""
+    special = special_tokens()
+    by_id = {index: token for token, index in special.items()}
+    ordinary = iter([*sorted(pre_tokenizers.ByteLevel.alphabet()), "ĊĊ"])  # Ċ is the line break
+    vocabulary = [by_id.get(index) or next(ordinary, f"<filler_{index}>") for index in range(49280)]
+    model = models.BPE({token: index for index, token in enumerate(vocabulary)}, [("Ċ", "Ċ")])
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in special])
+    for token, index in special.items():
+        assert tokenizer.token_to_id(token) == index
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+cached_tokenizer = functools.cache(make_tokenizer)  # one object for all tests that do not change it

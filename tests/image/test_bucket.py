@@ -1,0 +1,95 @@
+"""Size buckets: which images fit the device, and one program for each bucket and number of tiles."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from multipatch_jax.config import TilingConfig
+from multipatch_jax.image import (
+    bucket_of,
+    fits_bucket,
+    pad_to_bucket,
+    plan_tiles,
+    tile_image_host,
+    tile_padded,
+    tiling_steps,
+)
+from tests.helpers.images import black_and_white, plan_of
+from tests.helpers.tiling import SMALL, assert_same_bytes
+
+
+@pytest.mark.parametrize("implementation", ["gather", "banded"])
+def test_one_compilation_for_a_bucket_and_a_number_of_tiles(implementation):
+    static = {"num_tiles": 13, "tiling": SMALL, "implementation": implementation}
+    tiles_of: Any = jax.jit(functools.partial(tile_padded, **static))
+    rng = np.random.default_rng(0)
+    grids = set()
+    for seed in range(40):
+        shorter = int(rng.integers(60, 600))
+        height, width = rng.permutation([shorter, int(shorter * rng.uniform(1.34, 1.7))])
+        image, plan, bucket = black_and_white(height, width, seed), plan_tiles(height, width, SMALL), (1024, 1024)
+        padded = rng.integers(0, 256, (*bucket, 3), np.uint8)  # what is in the padding must not show
+        padded[:height, :width] = image
+        assert_same_bytes(tiles_of(padded, tiling_steps(plan, SMALL, bucket)), tile_image_host(image, SMALL))
+        grids.add((plan.rows, plan.cols))
+    assert grids == {(3, 4), (4, 3)}
+    assert tiles_of._cache_size() == 1
+
+
+def test_room_for_more_tiles_than_the_image_has():
+    """The stream asks for as many as an image may have; the plan's tiles come first."""
+    tiles_of: Any = jax.jit(functools.partial(tile_padded, num_tiles=17, tiling=SMALL))
+    for size in ((60, 64), (300, 451), (100, 900), (500, 500), (400, 170), (64, 64)):
+        image = black_and_white(*size)
+        plan = plan_of(image, SMALL)
+        got = tiles_of(pad_to_bucket(image), tiling_steps(plan, SMALL, bucket_of(*size)))
+        assert got.shape == (17, 64, 64, 3)
+        assert_same_bytes(got[: plan.num_tiles], tile_image_host(image, SMALL))
+    assert tiles_of._cache_size() == 1
+
+
+def test_buckets():
+    assert bucket_of(1, 1) == bucket_of(1024, 1024) == bucket_of(1024, 3) == (1024, 1024)
+    assert bucket_of(1025, 1) == bucket_of(5, 2048) == (2048, 2048)
+    assert bucket_of(2049, 4096) == (4096, 4096)
+    with pytest.raises(ValueError, match="at most 4096 pixels a side, got 4097 x 10"):
+        bucket_of(4097, 10)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 4096), st.integers(1, 4096), st.sampled_from(["lanczos", "bicubic", "bilinear"]))
+def test_all_images_up_to_4096_fit_the_device(height, width, name):
+    tiling = TilingConfig(filter=name)
+    assert fits_bucket(plan_tiles(height, width, tiling), tiling)
+
+
+@pytest.mark.parametrize(
+    ("size", "options"),
+    [
+        ((4097, 4000), {}),
+        ((10, 5000), {}),
+        ((4096, 111), {}),  # 111 pixels become 6, a larger scale than 4096 to 256: too many taps
+        ((600, 600), {"longest_edge": 400}),
+        ((600, 600), {"do_resize": False}),
+    ],
+)
+def test_what_does_not_fit_the_device(size, options):
+    tiling = dataclasses.replace(SMALL, **options)
+    height, width = size
+    assert not fits_bucket(plan_tiles(height, width, tiling), tiling)
+
+
+def test_padding_to_a_bucket():
+    image = black_and_white(700, 1030)
+    padded = pad_to_bucket(image)
+    assert padded.shape == (2048, 2048, 3)
+    assert np.array_equal(padded[:700, :1030], image)
+    assert not padded[700:].any()
+    assert not padded[:, 1030:].any()
+    assert padded.ctypes.data % 64 == 0

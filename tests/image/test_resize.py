@@ -1,0 +1,125 @@
+"""The device's resize, by gathering and by banded matrix products, against Pillow's and torch's own, in every byte."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from multipatch_jax.image import resize as resize_module
+from multipatch_jax.image.filters import SUPPORT, axis_weights, pad_axis_weights, vertical_first
+from multipatch_jax.image.host import resize_host
+from multipatch_jax.image.resize import ResizeStep, default_resize_implementation, resize
+from tests.helpers.images import mixed_noise
+from tests.helpers.resizers import FILTERS, pillow, torch_antialiased
+
+
+def exact_plan(in_size, out_size, name="lanczos", resampler="pillow"):
+    vertical, horizontal = (axis_weights(*size, name, resampler) for size in zip(in_size, out_size, strict=True))
+    order = np.array(vertical_first(in_size, out_size, resampler))
+    return ResizeStep(vertical, horizontal, np.array(in_size, np.int32), np.array(out_size, np.int32), order)
+
+
+def padded_plan(in_size, out_size, side, taps, name="lanczos", resampler="pillow"):
+    plan = exact_plan(in_size, out_size, name, resampler)
+    vertical, horizontal = (pad_axis_weights(one, side, taps) for one in plan[:2])
+    return plan._replace(vertical=vertical, horizontal=horizontal)
+
+
+ODD_SIZES = [
+    ((1, 1), (7, 9)),
+    ((1, 50), (33, 20)),
+    ((300, 451), (130, 200)),
+    ((451, 30), (130, 300)),
+    ((20, 30), (20, 55)),  # one pass only
+    ((40, 30), (10, 30)),
+    ((30, 40), (30, 40)),  # no pass
+    ((300, 40), (64, 30)),  # vertical first
+    ((127, 129), (128, 257)),
+    ((600, 5), (40, 5)),
+    ((3072, 3), (384, 3)),  # a scale of 8 exactly: the longest windows for the number of taps
+]
+
+
+@pytest.mark.parametrize(("in_size", "out_size"), ODD_SIZES)
+@pytest.mark.parametrize("implementation", ["gather", "banded"])
+def test_resize_on_the_device(in_size, out_size, implementation):
+    image = mixed_noise(*in_size)
+    plan = exact_plan(in_size, out_size)
+    got = jax.jit(lambda x: resize(x, plan, implementation=implementation))(image)
+    assert got.dtype == jnp.uint8
+    assert np.array_equal(got, pillow(image, out_size, "lanczos"))
+
+
+@pytest.mark.parametrize("implementation", ["gather", "banded"])
+@pytest.mark.parametrize("name", FILTERS)
+def test_one_program_resizes_images_of_all_sizes(name, implementation):
+    """Sizes, weights, order and skipped passes are data; the padding has no influence."""
+    side, out_side, traces = 300, 200, []
+    taps = math.ceil(2 * SUPPORT[name] * 8) + 1
+
+    @jax.jit
+    def one_resize(x, plan):
+        traces.append(1)
+        return resize(x, plan, filter=name, implementation=implementation)
+
+    rng = np.random.default_rng(0)
+    orders, skips = set(), set()
+    for seed in range(80):
+        height, width, out_height, out_width = (int(n) for low in (1, 20) for n in rng.integers(low, side, 2))
+        out_height = min(max(out_height, -(-height // 8)), out_side)
+        out_width = min(max(out_width, -(-width // 8)), out_side)
+        if seed % 6 == 0:
+            height = out_height
+        if seed % 7 == 0:
+            width = out_width
+        in_size, out_size = (height, width), (out_height, out_width)
+        resampler = ("pillow", "torchvision")[seed % 2]
+        plan = padded_plan(in_size, out_size, out_side, taps, name, resampler)
+        orders.add(bool(plan.vertical_first))
+        skips.add(tuple(a == b for a, b in zip(in_size, out_size, strict=True)))
+        padded = rng.integers(0, 256, (side, side, 3), np.uint8)
+        image = mixed_noise(height, width, seed)
+        padded[:height, :width] = image
+        got = np.asarray(one_resize(padded, plan))[:out_height, :out_width]
+        assert np.array_equal(got, resize_host(image, out_size, name, resampler)), (in_size, out_size)
+    assert len(traces) == 1
+    assert orders == {True, False}
+    assert len(skips) == 4
+
+
+@pytest.mark.parametrize(("in_size", "out_size"), [((700, 17), (129, 17)), ((17, 90), (17, 300))])
+def test_gather_equals_banded(in_size, out_size):
+    image, plan = mixed_noise(*in_size), exact_plan(in_size, out_size, "bicubic", "torchvision")
+    gather, banded = (
+        jax.jit(functools.partial(resize, filter="bicubic", implementation=one))(image, plan)
+        for one in ("gather", "banded")
+    )
+    assert np.array_equal(gather, banded)
+    assert np.array_equal(gather, torch_antialiased(image, out_size, "bicubic"))
+
+
+def test_too_many_taps_for_float32_are_gathered(monkeypatch):
+    assert resize_module._MAX_BANDED_TAPS * 128 * 255 < 2**24
+    monkeypatch.setattr(resize_module, "_MAX_BANDED_TAPS", 20)
+    monkeypatch.setattr(resize_module, "_banded_pass", None)
+    image, plan = mixed_noise(40, 3), exact_plan((40, 3), (8, 3))
+    assert plan.vertical.weights.shape[1] == 30
+    assert np.array_equal(resize(jnp.asarray(image), plan, implementation="banded"), pillow(image, (8, 3), "lanczos"))
+
+
+def test_resize_under_vmap():
+    images = np.stack([mixed_noise(40, 50, seed) for seed in range(3)])
+    plan = exact_plan((40, 50), (25, 70))
+    for implementation in ("gather", "banded"):
+        got = jax.vmap(functools.partial(resize, plan=plan, implementation=implementation))(jnp.asarray(images))
+        for one, image in zip(got, images, strict=True):
+            assert np.array_equal(one, pillow(image, (25, 70), "lanczos"))
+
+
+def test_the_implementation_suits_the_backend(monkeypatch):
+    assert default_resize_implementation() == {"cpu": "gather"}.get(jax.default_backend(), "banded")
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert default_resize_implementation() == "banded"
