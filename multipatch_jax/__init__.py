@@ -31,13 +31,14 @@ from multipatch_jax.encode import (
     warmup,
 )
 from multipatch_jax.image import ImageError, load_image, plan_tiles, tile_image, tile_image_host
-from multipatch_jax.nn import Idefics3Connector, MultiPatchVisionProcessor, init_params
+from multipatch_jax.nn import Compute, Idefics3Connector, MultiPatchVisionProcessor, init_params
 from multipatch_jax.presets import PRESETS
 from multipatch_jax.text import Processor, prepare_inputs
 
 __all__ = [
     "PRESETS",
     "CheckpointError",
+    "Compute",
     "ConnectorConfig",
     "Idefics3Connector",
     "ImageError",

@@ -30,6 +30,13 @@ def require_positive(name: str, value: Any, unit: str = "", *, or_none: bool = F
     raise ValueError(f"{name} must be {expected}{' or None' if or_none else ''}, got {value!r}.")
 
 
+def require_choice(owner: Any, name: str, choices: tuple) -> None:
+    """Raise a ValueError unless the field `name` of a config or of settings has one of these values."""
+    value = getattr(owner, name)
+    if value not in choices:
+        raise ValueError(f"{type(owner).__name__}.{name} must be one of {choices}, got {value!r}.")
+
+
 def check_array(name: str, array: Any, shape: tuple[str | int, ...], dtype: Any) -> None:
     """Check an array's rank, sizes and dtype.
 
@@ -59,3 +66,22 @@ def check_array(name: str, array: Any, shape: tuple[str | int, ...], dtype: Any)
         f"{name} must be {np.dtype(dtype).name if dtype is not np.floating else 'floating'} of shape "
         f"({', '.join(map(str, shape))}), got {found_dtype} of shape {found}.{hint}"
     )
+
+
+def check_image(image: Any, kinds: type | tuple[type, ...], what: str) -> None:
+    """Check that an image is a uint8 array of shape (H, W, 3) and an instance of `kinds`.
+
+    Args:
+      image: what the user passed.
+      kinds: the array types that are allowed.
+      what: name of these types, for the error message.
+
+    Raises:
+      ValueError: the image is something else.
+    """
+    shape, dtype = tuple(getattr(image, "shape", ())), getattr(image, "dtype", None)
+    if isinstance(image, kinds) and dtype == np.uint8 and len(shape) == 3 and shape[2] == 3:
+        return
+    hint = " Channels come last here: np.moveaxis(x, 0, -1)." if len(shape) == 3 and shape[0] == 3 else ""
+    found = f"{dtype} of shape {shape}" if shape else type(image).__name__
+    raise ValueError(f"Expected {what}, uint8 of shape (H, W, 3), as load_image makes it, got {found}.{hint}")

@@ -10,22 +10,15 @@ are SmolVLM-256M's.
 import dataclasses
 from typing import Any
 
-from multipatch_jax.arguments import require_positive
+from multipatch_jax.arguments import require_choice, require_positive
+from multipatch_jax.resamplers import FILTERS, RESAMPLERS
 
-RESAMPLERS = ("pillow", "pillow12", "torchvision")
-FILTERS = {1: "lanczos", 2: "bilinear", 3: "bicubic"}  # keys: Pillow's codes, as in preprocessor_config.json
 DTYPES = ("float32", "bfloat16", "float16")
 
 
 def _require_positive(config: Any, *names: str) -> None:
     for name in names:
         require_positive(f"{type(config).__name__}.{name}", getattr(config, name))
-
-
-def _require_choice(config: Any, name: str, choices: tuple) -> None:
-    value = getattr(config, name)
-    if value not in choices:
-        raise ValueError(f"{type(config).__name__}.{name} must be one of {choices}, got {value!r}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +42,8 @@ class VisionConfig:
     def __post_init__(self):
         _require_positive(self, "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
         _require_positive(self, "image_size", "patch_size")
-        _require_choice(self, "num_channels", (3,))
-        _require_choice(self, "hidden_act", ("gelu_pytorch_tanh",))
+        require_choice(self, "num_channels", (3,))
+        require_choice(self, "hidden_act", ("gelu_pytorch_tanh",))
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"VisionConfig.hidden_size must be a multiple of num_attention_heads, "
@@ -74,10 +67,12 @@ class ConnectorConfig:
     Attributes:
       scale_factor: side of the square of neighbouring patches that become one visual token.
       text_hidden_size: width of a visual token, which is that of the language model.
+      kind: which connector, a name in `nn.CONNECTORS`. Hugging Face's files do not say it: theirs are "idefics3".
     """
 
     scale_factor: int = 2
     text_hidden_size: int = 4096
+    kind: str = "idefics3"
 
     def __post_init__(self):
         _require_positive(self, "scale_factor", "text_hidden_size")
@@ -125,9 +120,9 @@ class TilingConfig:
     def __post_init__(self):
         _require_positive(self, "longest_edge", "tile_size", "tokens_per_tile")
         for name in ("do_resize", "do_image_splitting", "global_tile", "upscale"):
-            _require_choice(self, name, (True, False))
-        _require_choice(self, "resampler", RESAMPLERS)
-        _require_choice(self, "filter", tuple(FILTERS.values()))
+            require_choice(self, name, (True, False))
+        require_choice(self, "resampler", tuple(RESAMPLERS))
+        require_choice(self, "filter", tuple(FILTERS))
         if self.max_tiles is not None:
             _require_positive(self, "max_tiles")
             if not self.do_resize:
@@ -162,7 +157,7 @@ class TextConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A model of the SmolVLM / Idefics3 family, and how it is computed.
+    """A model of the SmolVLM / Idefics3 family: what it is. `nn.Compute` says how it is computed.
 
     Attributes:
       vision, connector, tiling: configs of its parts.
@@ -170,19 +165,6 @@ class ModelConfig:
       image_token_id: id of the `<image>` token. Visual tokens replace the embeddings of these tokens in the prompt.
       model_type: "idefics3" or "smolvlm", as in config.json.
       embedding_size: R, the width of the vectors of a ColIdefics3 retriever. None for a model that generates text.
-      dtype: dtype of the computation: "float32", "bfloat16" or "float16". None computes in the dtype of the params.
-      attention: the attention kernel of the vision tower:
-        * "auto": chosen by backend and dtype.
-        * "plain": ordinary XLA operations, on any backend.
-        * "blocked": blocks of queries whose scores stay in cache, for CPUs.
-        * "native": our compiled code runs the whole encoder, on a CPU in float32. Tiles with a mask and gradients fall
-          back to "blocked".
-        * "pallas_tpu": our Pallas kernel for TPUs.
-        * "cudnn": cuDNN's kernel, on a CUDA GPU in a 16-bit dtype.
-      precision: precision of float32 matrix products, as in `jax.lax.Precision`: "default", "high" or "highest". It is
-        ignored for 16-bit dtypes, and by the "native" encoder, which is always exact.
-      remat: whether the backward pass recomputes the activations inside a layer. This takes less memory than keeping
-        them for all layers, and more time.
     """
 
     vision: VisionConfig
@@ -192,17 +174,9 @@ class ModelConfig:
     image_token_id: int = 128257
     model_type: str = "idefics3"
     embedding_size: int | None = None
-    dtype: str | None = None
-    attention: str = "auto"
-    precision: str = "highest"
-    remat: bool = False
 
     def __post_init__(self):
-        _require_choice(self, "dtype", (None, *DTYPES))
-        _require_choice(self, "attention", ("auto", "plain", "blocked", "native", "pallas_tpu", "cudnn"))
-        _require_choice(self, "precision", ("default", "high", "highest"))
-        _require_choice(self, "model_type", ("idefics3", "smolvlm"))
-        _require_choice(self, "remat", (True, False))
+        require_choice(self, "model_type", ("idefics3", "smolvlm"))
         if self.embedding_size is not None:
             _require_positive(self, "embedding_size")
         grid, scale = self.tiling.tile_size // self.vision.patch_size, self.connector.scale_factor
@@ -226,11 +200,15 @@ class ModelConfig:
 def config_from_dict(raw: dict[str, Any]) -> ModelConfig:
     """Build a `ModelConfig` from nested dicts: the inverse of `dataclasses.asdict`.
 
+    Settings of the computation, which files of earlier versions hold, are ignored.
+
     Raises:
       ValueError: a field is unknown, missing or has a value that is not allowed.
     """
     parts = {"vision": VisionConfig, "connector": ConnectorConfig, "tiling": TilingConfig, "text": TextConfig}
-    fields: dict[str, Any] = dict(raw)
+    # Earlier versions saved with a model how it was computed; `nn.Compute` has that now, and no file.
+    not_saved = ("dtype", "attention", "precision", "remat")
+    fields: dict[str, Any] = {name: value for name, value in raw.items() if name not in not_saved}
     try:
         fields |= {key: cls(**fields[key]) for key, cls in parts.items() if fields.get(key) is not None}
         return ModelConfig(**fields)

@@ -9,6 +9,7 @@ from multipatch_reference.model import (
     image_features,
     image_processor,
     randomize,
+    reference_hidden_states,
     reference_model,
     save_checkpoint,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "image_processor",
     "random_checkpoint",
     "randomize",
+    "reference_hidden_states",
     "reference_model",
     "save_checkpoint",
     "stages",

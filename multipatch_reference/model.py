@@ -10,6 +10,7 @@ from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3I
 
 from multipatch_jax.checkpoint import config_to_hf
 from multipatch_jax.config import ModelConfig
+from multipatch_jax.resamplers import FILTERS
 
 
 def hf_config(config: ModelConfig) -> Any:
@@ -60,7 +61,7 @@ def image_processor(config: ModelConfig) -> Idefics3ImageProcessorPil:
         max_image_size={"longest_edge": tiling.tile_size},
         do_resize=tiling.do_resize,
         do_image_splitting=tiling.do_image_splitting,
-        resample={"lanczos": 1, "bilinear": 2, "bicubic": 3}[tiling.filter],
+        resample=FILTERS[tiling.filter].pillow_code,
     )
 
 
@@ -89,3 +90,21 @@ def image_features(
     output = model.model.get_image_features(pixels, None if mask is None else torch.from_numpy(mask)[None])
     tokens = output.pooler_output[0].double().numpy()
     return output.last_hidden_state.double().numpy(), tokens.reshape(len(pixel_values), -1, tokens.shape[-1])
+
+
+@torch.no_grad()
+def reference_hidden_states(model: Any, pixel_values: np.ndarray) -> list[np.ndarray]:
+    """Return the inner features of the reference's tower: the embeddings, then the result of each layer.
+
+    They are transformers' own `hidden_states`.
+
+    Args:
+      model: from `reference_model` or transformers.
+      pixel_values: normalised tiles, (N, M, M, 3).
+
+    Returns:
+      `num_hidden_layers + 1` float64 arrays (N, P, C), computed in the dtype of the model.
+    """
+    pixels = torch.from_numpy(np.moveaxis(pixel_values, -1, -3).copy()).to(model.dtype)
+    output = model.model.vision_model(pixels, output_hidden_states=True)
+    return [states.double().numpy() for states in output.hidden_states]

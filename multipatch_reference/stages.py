@@ -11,10 +11,13 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 import multipatch_jax as mp
-from multipatch_jax.encode import resolve_config
-from multipatch_jax.image import normalize
-from multipatch_jax.nn import siglip
-from multipatch_reference.model import image_processor, reference_model, save_checkpoint
+from multipatch_reference.model import (
+    image_features,
+    image_processor,
+    reference_hidden_states,
+    reference_model,
+    save_checkpoint,
+)
 
 LIMIT = 1e-4  # of `distance`; two correct float32 programs differ by 1e-6 to 1e-5
 
@@ -66,7 +69,6 @@ def stages(folder: Path, image: np.ndarray) -> Iterator[tuple[str, float]]:
       image: uint8 (H, W, 3).
     """
     config, params = mp.from_pretrained(folder, dtype="float32")
-    config = resolve_config(config, params)
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
     plan = mp.plan_tiles(image.shape[0], image.shape[1], config.tiling)
     options: Any = {"return_row_col_info": True, "input_data_format": "channels_last", "return_tensors": "np"}
@@ -75,30 +77,15 @@ def stages(folder: Path, image: np.ndarray) -> Iterator[tuple[str, float]]:
     grid = (theirs["rows"][0][0], theirs["cols"][0][0], len(pixels))
     yield "geometry", distance((plan.rows, plan.cols, plan.num_tiles), grid)
     tiles = mp.tile_image_host(image, config.tiling)
-    normalised = normalize(jax.numpy.asarray(tiles))
+    normalised = mp.image.normalize(jax.numpy.asarray(tiles))
     yield "pixels", distance(normalised, pixels) if normalised.shape == pixels.shape else float("inf")
 
-    seen: dict[str, Any] = {}
-
-    def remember(name: str, module: torch.nn.Module) -> None:
-        def hook(module: torch.nn.Module, inputs: Any, output: Any) -> None:
-            seen[name] = output
-
-        module.register_forward_hook(hook)
-
-    tower = model.model.vision_model
-    remember("embeddings", tower.embeddings)
-    for index, layer in enumerate(tower.encoder.layers):
-        remember(f"layer {index}", layer)
-    with torch.no_grad():  # from here on the last tile is enough: the global one, if the image is split
-        output = model.model.get_image_features(torch.from_numpy(pixels[-1:]).moveaxis(-1, 1)[None])
-
-    ours = params["vision_model"]
-    x = siglip.VisionEmbeddings(config).apply({"params": ours["embeddings"]}, normalised[-1])
-    yield "embeddings", distance(x, seen["embeddings"][0])
-    run_layer = jax.jit(lambda layer, x: siglip.EncoderLayer(config).apply({"params": layer}, x)[0])
-    for index in range(config.vision.num_hidden_layers):
-        x = run_layer(jax.tree.map(lambda leaf, i=index: leaf[i], ours["encoder"]["layers"]), x)
-        yield f"layer {index}", distance(x, seen[f"layer {index}"].reshape(x.shape))
-    yield "tower", distance(mp.vision_features(params, normalised[-1:], config=config), output.last_hidden_state)
-    yield "connector", distance(mp.encode_tiles(params, tiles[-1:], config=config)[0], output.pooler_output[0])
+    # From here on the last tile is enough: the global one, if the image is split.
+    hidden_states = reference_hidden_states(model, pixels[-1:])
+    features, tokens = image_features(model, pixels[-1:])
+    layers = range(config.vision.num_hidden_layers + 1)
+    _, inner = mp.vision_features(params, normalised[-1:], config=config, layers=layers)
+    for number, name in enumerate(["embeddings", *(f"layer {index}" for index in layers[:-1])]):
+        yield name, distance(inner[number], hidden_states[number])
+    yield "tower", distance(mp.vision_features(params, normalised[-1:], config=config), features)
+    yield "connector", distance(mp.encode_tiles(params, tiles[-1:], config=config), tokens)

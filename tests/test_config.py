@@ -37,10 +37,6 @@ def test_bad_tilings_are_refused(changes, message):
 def test_bad_models_are_refused():
     with pytest.raises(ValueError, match="tokens_per_tile must be 64"):
         dataclasses.replace(mp.presets.SMOLVLM_256M, tiling=mp.TilingConfig(tokens_per_tile=81))
-    with pytest.raises(ValueError, match="dtype must be one of"):
-        dataclasses.replace(mp.presets.SMOLVLM_256M, dtype="int8")
-    with pytest.raises(ValueError, match="precision must be one of"):
-        dataclasses.replace(mp.presets.SMOLVLM_256M, precision="best")
     with pytest.raises(ValueError, match="text model's hidden_size"):
         dataclasses.replace(mp.presets.SMOLVLM_256M, connector=mp.ConnectorConfig(4, 960))
     with pytest.raises(ValueError, match="Not a config that this version wrote"):

@@ -28,7 +28,7 @@ def test_verify_names_the_first_stage_that_differs(spoil, tiny, photo, tmp_path)
     if spoil:  # an eps of 1e-2 in ours alone: the embeddings are right, the first layer is not
         code += (
             "from multipatch_jax.nn import siglip; from flax import linen\n"
-            "siglip._layer_norm = lambda config, name: linen.LayerNorm(1e-2, dtype=config.dtype, name=name)\n"
+            "siglip._layer_norm = lambda config, compute, name: linen.LayerNorm(1e-2, dtype=compute.dtype, name=name)\n"
         )
     code += "runpy.run_path('convert/verify.py', run_name='__main__')"
     done = run_python("-c", code, "verify.py", tiny.folder, "--image", tmp_path / "photo.png", cwd=ROOT)

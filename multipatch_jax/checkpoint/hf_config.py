@@ -13,9 +13,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from multipatch_jax.config import FILTERS, ConnectorConfig, ModelConfig, TextConfig, TilingConfig, VisionConfig
+from multipatch_jax.config import ConnectorConfig, ModelConfig, TextConfig, TilingConfig, VisionConfig
 from multipatch_jax.files import read_json
 from multipatch_jax.presets import PRESETS
+from multipatch_jax.resamplers import FILTERS
 
 # Ignored in every section. transformers 4 wrote these keys into all configs, nested ones too: bookkeeping, and defaults
 # of text generation.
@@ -119,8 +120,9 @@ def config_from_hf(config: dict[str, Any], preprocessor: dict[str, Any]) -> Mode
         "preprocessor_config.json",
         {"do_resize", "do_image_splitting", "size", "max_image_size", "resample"},
     )
-    if image.get("resample", 1) not in FILTERS:
-        raise ValueError(f"preprocessor_config.json: resample must be one of {FILTERS}, got {image['resample']!r}.")
+    filters = {row.pillow_code: name for name, row in FILTERS.items()}
+    if image.get("resample", 1) not in filters:
+        raise ValueError(f"preprocessor_config.json: resample must be one of {filters}, got {image['resample']!r}.")
     scale_factor = top.get("scale_factor", 2)
     tile_size = _longest_edge(image, "max_image_size", 364)
     return ModelConfig(
@@ -132,7 +134,7 @@ def config_from_hf(config: dict[str, Any], preprocessor: dict[str, Any]) -> Mode
             tokens_per_tile=max((tile_size // vision.patch_size // scale_factor) ** 2, 1),
             do_resize=image.get("do_resize", True),
             do_image_splitting=image.get("do_image_splitting", True),
-            filter=FILTERS[image.get("resample", 1)],
+            filter=filters[image.get("resample", 1)],
         ),
         text=TextConfig(**text),
         image_token_id=top.get("image_token_id", 128257),
@@ -159,12 +161,15 @@ def _smolvla(config: dict[str, Any]) -> ModelConfig:
 def config_to_hf(config: ModelConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return (config.json, preprocessor_config.json) for `config`: the inverse of `config_from_hf`.
 
-    The fields that say how to compute (`dtype`, `attention`, `precision`, `remat`) are not written.
-
     Raises:
       ValueError: a tiling setting that only we have (`resampler`, `global_tile`, `upscale`, `max_tiles`) differs from
-        what the reference does, so the files cannot express it.
+        what the reference does, or the connector is not the reference's, so the files cannot express it.
     """
+    if config.connector.kind != ConnectorConfig.kind:
+        raise ValueError(
+            f'config.json cannot say ConnectorConfig.kind="{config.connector.kind}": the reference only has '
+            f'"{ConnectorConfig.kind}". Use save_pretrained.'
+        )
     tiling, text = config.tiling, config.text
     ours = {"resampler": "pillow", "global_tile": True, "upscale": True, "max_tiles": None}
     said = {name: getattr(tiling, name) for name in ours}
@@ -188,7 +193,7 @@ def config_to_hf(config: ModelConfig) -> tuple[dict[str, Any], dict[str, Any]]:
         "do_image_splitting": tiling.do_image_splitting,
         "size": {"longest_edge": tiling.longest_edge},
         "max_image_size": {"longest_edge": tiling.tile_size},
-        "resample": {name: code for code, name in FILTERS.items()}[tiling.filter],
+        "resample": FILTERS[tiling.filter].pillow_code,
         "do_convert_rgb": True,
         "do_pad": True,
         **_FIXED["preprocessor_config.json"],

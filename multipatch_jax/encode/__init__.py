@@ -2,15 +2,17 @@
 
 from multipatch_jax.encode.cache import TileCache
 from multipatch_jax.encode.compiles import RecompileError, count_compilations, forbid_compilations
-from multipatch_jax.encode.execution import mesh_of, model_params, resolve_config, tiles_in_flight
+from multipatch_jax.encode.execution import Execution, mesh_of, prepare_execution, tiles_in_flight
 from multipatch_jax.encode.export import PLATFORMS, export_encoder, load_exported
 from multipatch_jax.encode.image import encode_image
+from multipatch_jax.encode.programs import lower_encode_image, lower_encode_tiles, trace_encode
 from multipatch_jax.encode.stream import encode_images, iter_encode_images, warmup
-from multipatch_jax.encode.tile_queue import StreamStats
-from multipatch_jax.encode.tiles import check_tiles, encode_tiles, trace_encode, vision_features
+from multipatch_jax.encode.tile_queue import StreamStats, lower_stream
+from multipatch_jax.encode.tiles import check_tiles, encode_tiles, vision_features
 
 __all__ = [
     "PLATFORMS",
+    "Execution",
     "RecompileError",
     "StreamStats",
     "TileCache",
@@ -23,9 +25,11 @@ __all__ = [
     "forbid_compilations",
     "iter_encode_images",
     "load_exported",
+    "lower_encode_image",
+    "lower_encode_tiles",
+    "lower_stream",
     "mesh_of",
-    "model_params",
-    "resolve_config",
+    "prepare_execution",
     "tiles_in_flight",
     "trace_encode",
     "vision_features",

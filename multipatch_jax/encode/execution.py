@@ -1,4 +1,4 @@
-"""What an encoding call decides before tracing: its config, its tiles in flight, its mesh and its params."""
+"""What a call decides before tracing, once: its settings, its params, its tiles in flight and its mesh."""
 
 import dataclasses
 from collections.abc import Callable
@@ -10,38 +10,67 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from multipatch_jax.arguments import require_positive
 from multipatch_jax.config import ModelConfig
-from multipatch_jax.nn import choose_kernel
+from multipatch_jax.image import default_resize_form
+from multipatch_jax.nn import Compute, Target, resolve_compute, this_machine
 from multipatch_jax.params import Params, check_params
 
+_ROOTS = {"vision": "vision_model", "connector": "connector"}  # part: its place in params
 
-def resolve_config(
-    config: ModelConfig, params: Params, parts: tuple[str, ...] = ("vision", "connector")
-) -> ModelConfig:
-    """Check `params` against `config`, and return the config with every open choice made.
 
-    | field | becomes |
-    |---|---|
-    | `dtype` None | the dtype of the params |
-    | `attention` "auto" | the name of a kernel (`nn.choose_kernel`) |
-    | `precision` | unchanged for float32; "default" for 16-bit dtypes, which have no other |
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """What a program is, beside the shapes of its arguments: the one static argument of every encoding program.
+
+    Attributes:
+      config: what the model is.
+      compute: how it is computed, with nothing left automatic.
+      batch_size: most tiles in flight on a device.
+      mesh: the mesh whose devices share the tiles; None for a single device.
+      resize_form: form of the device's resize, "gather" or "banded".
+    """
+
+    config: ModelConfig
+    compute: Compute
+    batch_size: int
+    mesh: Mesh | None
+    resize_form: str
+
+
+def prepare_execution(
+    params: Params,
+    config: ModelConfig,
+    compute: Compute = Compute(),
+    batch_size: int | None = None,
+    *,
+    parts: tuple[str, ...] = ("vision", "connector"),
+    platform: str | None = None,
+) -> tuple[Params, Execution]:
+    """Check a call's arguments and decide all that is automatic in them.
 
     Args:
+      params: with all of `parts`. Arrays, or `jax.ShapeDtypeStruct`s to lower a program with.
       config: the model's.
-      params: with all of `parts`.
-      parts: names out of `params.PARTS`; only these are checked.
+      compute: how to compute.
+      batch_size: most tiles in flight on a device; None chooses by platform (`tiles_in_flight`).
+      parts: which parts of the params the program reads.
+      platform: the platform that the program is exported for; None is this machine.
+
+    Returns:
+      The params of `parts` alone, so that a language model beside them stays out of the program, on a mesh without
+      Explicit axes; and the execution.
 
     Raises:
-      ValueError: names or shapes of `params` are not the config's, or `config.attention` is "native" and cannot run
-        here.
+      ValueError: names or shapes of `params` are not the config's, a setting cannot be had, `batch_size` is not a
+        positive integer, or the params lie on devices of several hosts.
     """
     check_params(params, config, parts)
-    dtype = config.dtype or params["vision_model"]["embeddings"]["patch_embedding"]["kernel"].dtype.name
-    return dataclasses.replace(
-        config,
-        dtype=dtype,
-        attention=choose_kernel(config.attention, dtype),
-        precision=config.precision if dtype == "float32" else "default",
-    )
+    target = this_machine() if platform is None else Target(platform, exported=True)
+    dtype = params["vision_model"]["embeddings"]["patch_embedding"]["kernel"].dtype.name
+    compute = resolve_compute(compute, dtype, target)
+    in_flight = tiles_in_flight(batch_size, target.platform)
+    params = _with_automatic_axes({_ROOTS[part]: params[_ROOTS[part]] for part in parts})
+    form = default_resize_form(target.platform)
+    return params, Execution(config, compute, in_flight, mesh_of(params), form)
 
 
 def tiles_in_flight(batch_size: int | None, platform: str | None = None) -> int:
@@ -85,6 +114,19 @@ def mesh_of(params: Params) -> Mesh | None:
     return mesh
 
 
+def _with_automatic_axes(params: Params) -> Params:
+    """Return the params on a mesh of Auto axes, if they are on one with Explicit axes.
+
+    `jax.make_mesh` makes Explicit axes by default, on which every step of a program must say how its result is laid
+    out. `Mesh` makes Auto axes by default, on which XLA decides that.
+    """
+    mesh = mesh_of(params)
+    if mesh is None or AxisType.Explicit not in mesh.axis_types:
+        return params
+    automatic = Mesh(mesh.devices, mesh.axis_names)
+    return jax.tree.map(lambda x: jax.device_put(x, NamedSharding(automatic, x.sharding.spec)), params)
+
+
 def on_each_device(function: Callable[..., Any], mesh: Mesh | None, *sharded: bool) -> Callable[..., Any]:
     """Wrap `function` in a `shard_map` over all axes of the mesh, so that every device runs it on its own share.
 
@@ -101,18 +143,3 @@ def on_each_device(function: Callable[..., Any], mesh: Mesh | None, *sharded: bo
     share = PartitionSpec(mesh.axis_names)
     specs = tuple(share if of_tiles else PartitionSpec() for of_tiles in sharded)
     return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=share, check_vma=False)
-
-
-def model_params(params: Params) -> Params:
-    """Return the params of the vision tower and the connector alone, on a mesh without Explicit axes.
-
-    A language model in the same `params` thereby stays out of the program.
-    """
-    params = {"vision_model": params["vision_model"], "connector": params["connector"]}
-    mesh = mesh_of(params)
-    if mesh is None or AxisType.Explicit not in mesh.axis_types:
-        return params
-    # `jax.make_mesh` makes Explicit axes by default, on which every step of a program must say how its result is laid
-    # out. `Mesh` makes Auto axes by default, on which XLA decides that.
-    automatic = Mesh(mesh.devices, mesh.axis_names)
-    return jax.tree.map(lambda x: jax.device_put(x, NamedSharding(automatic, x.sharding.spec)), params)

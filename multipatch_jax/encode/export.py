@@ -16,10 +16,10 @@ from jaxtyping import Float, UInt8
 
 from multipatch_jax.arguments import check_array
 from multipatch_jax.config import ModelConfig
-from multipatch_jax.encode.execution import model_params, resolve_config, tiles_in_flight
-from multipatch_jax.encode.tiles import trace_encode
+from multipatch_jax.encode.execution import Execution, prepare_execution
+from multipatch_jax.encode.programs import trace_encode
 from multipatch_jax.files import new_folder, read_json, write_json
-from multipatch_jax.nn import choose_kernel
+from multipatch_jax.nn import KERNELS, Compute
 from multipatch_jax.params import Params, flatten, unflatten
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -31,6 +31,7 @@ def export_encoder(
     config: ModelConfig,
     params: Params,
     *,
+    compute: Compute = Compute(),
     platforms: Sequence[str] = PLATFORMS,
     batch_size: int | None = None,
 ) -> dict[str, Any]:
@@ -55,6 +56,7 @@ def export_encoder(
       path: the folder to write; it must not exist yet.
       config: the model's.
       params: with "vision_model" and "connector".
+      compute: how the programs compute. The "native" encoder is never exported.
       platforms: some of "cpu", "cuda" and "tpu".
       batch_size: most tiles in flight on a device; None chooses by platform (`encode.tiles_in_flight`).
 
@@ -63,7 +65,7 @@ def export_encoder(
 
     Raises:
       ValueError: `params` are not of this config, a platform is unknown, `batch_size` is not a positive integer, or
-        `config.attention` is "native" (never exported) or is "cudnn" without the CUDA wheels.
+        a setting of `compute` cannot be had on one of them: "native" code, or "cudnn" without the CUDA wheels.
       FileExistsError: `path` exists.
       ImportError: flatbuffers is not installed.
     """
@@ -71,28 +73,29 @@ def export_encoder(
     if unknown or not platforms:
         raise ValueError(f"platforms must be some of {', '.join(PLATFORMS)}, got {', '.join(unknown) or 'none'}.")
     _require_flatbuffers()
-    arrays = flatten(model_params(params))
+    settings = {
+        platform: prepare_execution(params, config, compute, batch_size, platform=platform)
+        for platform in dict.fromkeys(platforms)
+    }
+    params, first = next(iter(settings.values()))
+    arrays = flatten(params)
     manifest: dict[str, Any] = {
         "multipatch_jax_export": 1,
         "config": dataclasses.asdict(config),
-        "dtype": resolve_config(config, params).dtype,
+        "dtype": first.compute.dtype,
         "versions": {name: importlib.import_module(name).__version__ for name in ("multipatch_jax", "jax", "jaxlib")},
         "params": {name: {"shape": x.shape, "dtype": x.dtype.name} for name, x in arrays.items()},
         "platforms": {},
     }
     with new_folder(Path(path)) as folder:
-        for platform in dict.fromkeys(platforms):
-            in_flight = tiles_in_flight(batch_size, platform)
-            resolved = resolve_config(
-                dataclasses.replace(config, attention=_attention(config, params, platform)), params
-            )
-            exported = _export(resolved, arrays, platform, in_flight)
+        for platform, (_, execution) in settings.items():
+            exported = _export(execution, arrays, platform)
             file = f"{platform}.jax_export"
             (folder / file).write_bytes(exported.serialize())
             manifest["platforms"][platform] = {
                 "file": file,
-                "batch_size": in_flight,
-                "attention": resolved.attention,
+                "batch_size": execution.batch_size,
+                "attention": execution.compute.attention,
                 "tiles": str(exported.in_avals[-1]),
                 "tokens": str(exported.out_avals[0]),
             }
@@ -143,36 +146,23 @@ def load_exported(
     return encode
 
 
-def _export(config: ModelConfig, arrays: dict[str, Any], platform: str, batch_size: int) -> jax.export.Exported:
+def _export(execution: Execution, arrays: dict[str, Any], platform: str) -> jax.export.Exported:
     """Export one program (flat params, tiles) -> tokens, for any multiple of `batch_size` tiles."""
+    batch_size, side = execution.batch_size, execution.config.tiling.tile_size
 
     def encode(params, tiles):
         batches = tiles.reshape(-1, batch_size, *tiles.shape[1:])
-        nested = unflatten(params)
-        tokens = jax.lax.map(lambda batch: trace_encode(nested, batch, config, batch_size), batches)
+        nested, on_one_device = unflatten(params), dataclasses.replace(execution, mesh=None)
+        tokens = jax.lax.map(lambda batch: trace_encode(nested, batch, on_one_device), batches)
         return tokens.reshape(-1, *tokens.shape[2:])
 
-    side = config.tiling.tile_size
     shape = jax.export.symbolic_shape(f"{batch_size}*n, {side}, {side}, 3")
     tiles = jax.ShapeDtypeStruct(shape, np.uint8)
     params = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in arrays.items()}
-    # JAX does not guarantee that its other versions can run this custom call, and refuses to export it by default.
-    unpromised = [jax.export.DisabledSafetyCheck.custom_call("__cudnn$fmhaSoftmax")]
-    return jax.export.export(jax.jit(encode), platforms=[platform], disabled_checks=unpromised)(params, tiles)
-
-
-def _attention(config: ModelConfig, params: Params, platform: str) -> str:
-    """Choose the attention kernel of a platform's program: cuDNN's can only be exported with the CUDA wheels."""
-    dtype = resolve_config(config, params).dtype
-    chosen = choose_kernel(config.attention, dtype, platform)
-    wheels = any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13))
-    if chosen != "cudnn" or wheels:
-        return chosen
-    if config.attention == "auto":
-        return "plain"
-    raise ValueError(
-        'attention="cudnn" is exported where the CUDA wheels are installed: pip install "multipatch_jax[cuda12]".'
-    )
+    # JAX does not guarantee that its other versions can run these calls, and refuses to export them by default.
+    calls = KERNELS[execution.compute.attention].unstable_calls
+    allowed = [jax.export.DisabledSafetyCheck.custom_call(call) for call in calls]
+    return jax.export.export(jax.jit(encode), platforms=[platform], disabled_checks=allowed)(params, tiles)
 
 
 def _bits(x: np.ndarray) -> np.ndarray:

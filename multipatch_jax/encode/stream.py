@@ -12,21 +12,12 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
-from multipatch_jax.config import ModelConfig
+from multipatch_jax.config import ModelConfig, TilingConfig
 from multipatch_jax.encode.cache import TileCache
-from multipatch_jax.encode.execution import model_params, resolve_config, tiles_in_flight
+from multipatch_jax.encode.execution import prepare_execution
 from multipatch_jax.encode.tile_queue import StreamStats, TileQueue, compile_programs
-from multipatch_jax.image import (
-    ImageError,
-    TilePlan,
-    bucket_of,
-    fits_bucket,
-    load_image,
-    pad_to_bucket,
-    plan_tiles,
-    tile_image_host,
-    tiling_steps,
-)
+from multipatch_jax.image import ImageError, PreparedImage, load_image, prepare_image
+from multipatch_jax.nn import Compute
 from multipatch_jax.params import Params
 from multipatch_jax.presets import SMOLVLM_256M
 
@@ -36,7 +27,7 @@ READ_AHEAD = 4  # images that are decoded, or being decoded, ahead of their turn
 class _Result:
     """One image's place in the output: the tokens of its tiles, filled in as they arrive, or its error."""
 
-    def __init__(self, num_tiles: int = 0, error: Exception | None = None):
+    def __init__(self, num_tiles: int = 0, error: BaseException | None = None):
         self.error = error
         self.missing = num_tiles
         self.tokens: list[Any] = [None] * num_tiles
@@ -46,30 +37,22 @@ class _Result:
         self.missing -= 1
 
 
-def _prepare(image: Any, config: ModelConfig, on_device: bool) -> tuple[TilePlan, Any]:
-    """Load an image; runs in a thread.
-
-    Returns:
-      Its plan, and either its tiles, made on the host, or a tuple (padded pixels, `TilingSteps`), from which the device
-      makes them.
-    """
-    pixels = load_image(image)
-    plan = plan_tiles(pixels.shape[0], pixels.shape[1], config.tiling)
-    if on_device and fits_bucket(plan, config.tiling):
-        bucket = bucket_of(plan.height, plan.width)
-        return plan, (pad_to_bucket(pixels), tiling_steps(plan, config.tiling, bucket))
-    return plan, tile_image_host(pixels, config.tiling)
+def _load(image: Any, tiling: TilingConfig, on_device: bool) -> PreparedImage:
+    """Load and prepare an image; runs in a thread."""
+    return prepare_image(load_image(image), tiling, on_device=on_device)
 
 
-def _read_ahead(images: Iterable[Any], config: ModelConfig, on_device: bool) -> Generator[Any, None, None]:
-    """Yield, for each image in order, what `_prepare` returned or the error that it raised; runs READ_AHEAD threads."""
+def _read_ahead(
+    images: Iterable[Any], tiling: TilingConfig, on_device: bool
+) -> Generator[PreparedImage | BaseException, None, None]:
+    """Yield, for each image in order, the prepared image or the error that it raised; runs READ_AHEAD threads."""
     source = iter(images)
     waiting: collections.deque[concurrent.futures.Future] = collections.deque()
     with concurrent.futures.ThreadPoolExecutor(READ_AHEAD, "multipatch") as pool:
         try:
             while True:
                 for image in itertools.islice(source, READ_AHEAD - len(waiting)):
-                    waiting.append(pool.submit(_prepare, image, config, on_device))
+                    waiting.append(pool.submit(_load, image, tiling, on_device))
                 if not waiting:
                     return
                 future = waiting.popleft()
@@ -79,7 +62,7 @@ def _read_ahead(images: Iterable[Any], config: ModelConfig, on_device: bool) -> 
                 future.cancel()
 
 
-def _named(error: Exception, index: int) -> Exception:
+def _named(error: BaseException, index: int) -> BaseException:
     """Return a documented error (ImageError, ValueError, FileNotFoundError) with the image's index before its message.
 
     Any other error is returned as it is.
@@ -127,7 +110,7 @@ def _append_cached(
 
 def _stream(
     queue: TileQueue,
-    prepared: Generator[Any, None, None],
+    prepared: Generator[PreparedImage | BaseException, None, None],
     on_error: str,
     cache: TileCache | None,
     stats: StreamStats,
@@ -148,35 +131,21 @@ def _stream(
     with bar, contextlib.closing(prepared):  # closing `prepared` ends its threads with the stream
         for index, item in enumerate(prepared):
             stats.images += 1
-            if isinstance(item, Exception):
+            if isinstance(item, BaseException):
                 results.append(_Result(error=_named(item, index)))
                 if on_error == "raise":
                     queue.flush()  # so that the images before this one are yielded first
             else:
-                plan, source = item
-                results.append(_Result(plan.num_tiles))
-                stats.tiles += plan.num_tiles
-                deliver = [functools.partial(results[-1].fill, i) for i in range(plan.num_tiles)]
-                if isinstance(source, tuple):
-                    padded, steps = source
-                    queue.append_image(padded, steps, deliver)
-                elif cache is None:
-                    queue.append_tiles(source, deliver)
+                result = _Result(item.plan.num_tiles)
+                results.append(result)
+                stats.tiles += item.plan.num_tiles
+                if cache is None or item.tiles is None:
+                    queue.append(item, [functools.partial(result.fill, i) for i in range(item.plan.num_tiles)])
                 else:
-                    _append_cached(queue, cache, waiting, source, results[-1])
+                    _append_cached(queue, cache, waiting, item.tiles, result)
             yield from finished()
         queue.flush()
         yield from finished()
-
-
-def _settings(
-    params: Params, config: ModelConfig, batch_size: int | None, tile_on: str | None
-) -> tuple[Params, ModelConfig, int, bool]:
-    """Check and resolve a stream's arguments; the bool says whether images are tiled on the device."""
-    if tile_on not in (None, "device", "host"):
-        raise ValueError(f'tile_on must be "device", "host" or None, got {tile_on!r}.')
-    config = resolve_config(config, params)
-    return model_params(params), config, tiles_in_flight(batch_size), tile_on != "host"
 
 
 def iter_encode_images(
@@ -184,6 +153,7 @@ def iter_encode_images(
     images: Iterable[Any],
     *,
     config: ModelConfig = SMOLVLM_256M,
+    compute: Compute = Compute(),
     batch_size: int | None = None,
     on_error: str = "raise",
     tile_on: str | None = None,
@@ -197,6 +167,7 @@ def iter_encode_images(
       params: with "vision_model" and "connector". If they are laid out on a mesh, its devices share the tiles.
       images: an iterable of anything that `load_image` takes. Only a few of its images are held at a time.
       config: the model's.
+      compute: how to compute.
       batch_size: most tiles in flight on a device; None chooses by backend (`encode.tiles_in_flight`).
       on_error: what happens at an image that cannot be read. "raise" first yields the images before it, then raises.
         "skip" yields the error in the image's place and continues.
@@ -204,7 +175,7 @@ def iter_encode_images(
         * "device": by a jitted program. This is the faster way, on a CPU too.
         * "host": by `tile_image_host`, in the threads that decode.
         * None: on the device, or on the host with a `cache`.
-        Images that fit no size bucket (`image.fits_bucket`) are always tiled on the host.
+        Images that fit no size bucket (`image.bucket_side`) are always tiled on the host.
       cache: holds the tokens of tiles, so that equal tiles are encoded once. It compares tiles on the host.
       stats: counters that are updated while the stream runs.
       progress: whether to show a progress bar of images.
@@ -223,13 +194,18 @@ def iter_encode_images(
         raise ValueError(f"images must be an iterable of images, got {type(images).__name__}; for one, pass [image].")
     if cache is not None and tile_on == "device":
         raise ValueError('A cache looks at tiles on the host: tile_on must then be "host" or None, got "device".')
-    params, config, batch_size, on_device = _settings(params, config, batch_size, tile_on)
-    on_device = on_device and cache is None
+    _check_tile_on(tile_on)
+    params, execution = prepare_execution(params, config, compute, batch_size)
     stats = StreamStats() if stats is None else stats
     total = len(images) if isinstance(images, Sized) else None
     bar = tqdm(total=total, desc="encoding", unit=" images", disable=not progress)
-    queue = TileQueue(params, config, batch_size, stats)
-    return _stream(queue, _read_ahead(images, config, on_device), on_error, cache, stats, bar)
+    prepared = _read_ahead(images, config.tiling, on_device=tile_on != "host" and cache is None)
+    return _stream(TileQueue(params, execution, stats), prepared, on_error, cache, stats, bar)
+
+
+def _check_tile_on(tile_on: str | None) -> None:
+    if tile_on not in (None, "device", "host"):
+        raise ValueError(f'tile_on must be "device", "host" or None, got {tile_on!r}.')
 
 
 def encode_images(params: Params, images: Iterable[Any], **options: Any) -> list[Any]:
@@ -241,6 +217,7 @@ def warmup(
     params: Params,
     *,
     config: ModelConfig = SMOLVLM_256M,
+    compute: Compute = Compute(),
     batch_size: int | None = None,
     tile_on: str | None = None,
 ) -> None:
@@ -251,7 +228,8 @@ def warmup(
     of tiles, which is compiled at first use.
 
     Args:
-      params, config, batch_size, tile_on: as in `iter_encode_images`. For a stream with a cache, which is tiled on the
-        host, tile_on="host" compiles fewer programs.
+      params, config, compute, batch_size, tile_on: as in `iter_encode_images`. For a stream with a cache, which is
+        tiled on the host, tile_on="host" compiles fewer programs.
     """
-    compile_programs(*_settings(params, config, batch_size, tile_on))
+    _check_tile_on(tile_on)
+    compile_programs(*prepare_execution(params, config, compute, batch_size), on_device=tile_on != "host")

@@ -28,19 +28,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import UInt8
 
-from multipatch_jax.config import ModelConfig
-from multipatch_jax.encode.execution import mesh_of, on_each_device
-from multipatch_jax.encode.tiles import trace_encode
-from multipatch_jax.image import (
-    BUCKETS,
-    MAX_GRID,
-    TilingSteps,
-    default_resize_implementation,
-    fits_bucket,
-    plan_tiles,
-    tile_padded,
-    tiling_steps,
-)
+from multipatch_jax.encode.execution import Execution, on_each_device
+from multipatch_jax.encode.programs import trace_encode
+from multipatch_jax.image import MAX_GRID, PreparedImage, blank_images, tile_padded
 from multipatch_jax.params import Params
 
 CAPACITY = MAX_GRID**2 + 1  # tiles written by one append: the most that an image in a size bucket has
@@ -70,15 +60,21 @@ class StreamStats:
         return self.padding / max(self.encoded + self.padding, 1)
 
 
+def _buffer_size(execution: Execution) -> int:
+    """Return the tiles that a device's buffer holds: a device that is appended to has less than a chunk waiting."""
+    return CHUNK * execution.batch_size - 1 + CAPACITY
+
+
 def _sharding(mesh: Mesh) -> NamedSharding:
     """Return the sharding of an array whose first axis is split over all devices of the mesh."""
     return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
 
 
-@functools.partial(jax.jit, static_argnames=("size", "tile_size", "mesh"))
-def _new_buffer(*, size, tile_size, mesh):
-    zeros = functools.partial(jnp.zeros, (size, tile_size, tile_size, 3), jnp.uint8)
-    return on_each_device(zeros, mesh)()
+@functools.partial(jax.jit, static_argnames=("execution",))
+def _new_buffer(*, execution):
+    side = execution.config.tiling.tile_size
+    zeros = functools.partial(jnp.zeros, (_buffer_size(execution), side, side, 3), jnp.uint8)
+    return on_each_device(zeros, execution.mesh)()
 
 
 def _append(make_tiles, source, buffer, device, offset, steps, mesh):
@@ -105,25 +101,27 @@ def _append(make_tiles, source, buffer, device, offset, steps, mesh):
     return on_each_device(on_device, mesh, *shared_out)(source, buffer, device, offset, steps)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "resize_implementation", "mesh"), donate_argnames=("buffer",))
-def _append_image(padded, buffer, device, offset, *, steps, config, resize_implementation, mesh):
-    static = {"num_tiles": CAPACITY, "tiling": config.tiling, "implementation": resize_implementation}
-    return _append(functools.partial(tile_padded, **static), padded, buffer, device, offset, steps, mesh)
+@functools.partial(jax.jit, static_argnames=("execution",), donate_argnames=("buffer",))
+def _append_image(pixels, buffer, device, offset, *, steps, execution):
+    tiling, form = execution.config.tiling, execution.resize_form
+    make_tiles = functools.partial(tile_padded, num_tiles=CAPACITY, tiling=tiling, form=form)
+    return _append(make_tiles, pixels, buffer, device, offset, steps, execution.mesh)
 
 
-@functools.partial(jax.jit, static_argnames=("mesh",), donate_argnames=("buffer",))
-def _append_tiles(tiles, buffer, device, offset, *, mesh):
-    return _append(lambda tiles, _: tiles, tiles, buffer, device, offset, None, mesh)
+@functools.partial(jax.jit, static_argnames=("execution",), donate_argnames=("buffer",))
+def _append_tiles(tiles, buffer, device, offset, *, execution):
+    return _append(lambda tiles, _: tiles, tiles, buffer, device, offset, None, execution.mesh)
 
 
-@functools.partial(jax.jit, static_argnames=("size", "config", "batch_size", "mesh"), donate_argnames=("buffer",))
-def _encode_chunk(params, buffer, *, size, config, batch_size, mesh):
+@functools.partial(jax.jit, static_argnames=("size", "execution"), donate_argnames=("buffer",))
+def _encode_chunk(params, buffer, *, size, execution):
     """Encode the first `size` tiles of every device's buffer; return their tokens, and the buffers moved forward."""
+    on_one_device = dataclasses.replace(execution, mesh=None)
 
     def encode(params, buffer):
-        return trace_encode(params, buffer[:size], config, batch_size), jnp.roll(buffer, -size, axis=0)
+        return trace_encode(params, buffer[:size], on_one_device), jnp.roll(buffer, -size, axis=0)
 
-    return on_each_device(encode, mesh, False, True)(params, buffer)
+    return on_each_device(encode, execution.mesh, False, True)(params, buffer)
 
 
 class TileQueue:
@@ -133,29 +131,24 @@ class TileQueue:
     next chunk.
     """
 
-    def __init__(self, params: Params, config: ModelConfig, batch_size: int, stats: StreamStats):
-        self._params, self._config, self._batch_size, self._stats = params, config, batch_size, stats
-        self._chunk = CHUNK * batch_size
-        self._mesh = mesh_of(params)
+    def __init__(self, params: Params, execution: Execution, stats: StreamStats):
+        """Make the empty buffer; `params` and `execution` are from `prepare_execution`."""
+        self._params, self._execution, self._stats = params, execution, stats
+        self._chunk = CHUNK * execution.batch_size
+        self._mesh = execution.mesh
         # By shape: zeros on every device, which stand for the shares of devices that append nothing.
         self._placeholders: dict[tuple[int, ...], list[jax.Array]] = {}
-        # A device that is appended to has less than a chunk waiting.
-        size, side = self._chunk - 1 + CAPACITY, config.tiling.tile_size
-        self._buffer = _new_buffer(size=size, tile_size=side, mesh=self._mesh)
+        self._buffer = _new_buffer(execution=execution)
         # By device: the functions of the tiles in its buffer.
         self._waiting = [collections.deque[Deliver]() for _ in range(self._mesh.size if self._mesh else 1)]
         self._running: collections.deque[tuple[jax.Array, list[list[Deliver]]]] = collections.deque()
 
-    def append_image(self, padded: UInt8[np.ndarray, "H W 3"], steps: TilingSteps, deliver: Sequence[Deliver]) -> None:
-        """Add an image, padded to its bucket, as tiles that the device makes.
-
-        Args:
-          padded: the image, with the sides of its bucket.
-          steps: from `tiling_steps`, for this image and bucket.
-          deliver: for each tile of the image, the function that receives its tokens.
-        """
-        static = {"config": self._config, "resize_implementation": default_resize_implementation()}
-        self._append(functools.partial(_append_image, steps=steps, **static), padded, deliver)
+    def append(self, image: PreparedImage, deliver: Sequence[Deliver]) -> None:
+        """Add the tiles of an image, with a function for each that receives its tokens."""
+        if image.tiles is not None:
+            self.append_tiles(image.tiles, deliver)
+        elif image.pixels is not None:
+            self._append(functools.partial(_append_image, steps=image.steps), image.pixels, deliver)
 
     def append_tiles(self, tiles: UInt8[np.ndarray, "N M M 3"], deliver: Sequence[Deliver]) -> None:
         """Add any number of tiles made on the host, with a function for each that receives its tokens."""
@@ -168,14 +161,16 @@ class TileQueue:
     def flush(self) -> None:
         """Encode and deliver all tiles that are left."""
         while any(self._waiting):
-            self._encode(self._batch_size)
+            self._encode(self._execution.batch_size)
         while self._running:
             self._deliver()
 
     def _append(self, program: Callable[..., jax.Array], source: np.ndarray, deliver: Sequence[Deliver]) -> None:
         device = min(range(len(self._waiting)), key=lambda i: len(self._waiting[i]))
         offset = np.int32(len(self._waiting[device]))
-        self._buffer = program(self._send(source, device), self._buffer, np.int32(device), offset, mesh=self._mesh)
+        self._buffer = program(
+            self._send(source, device), self._buffer, np.int32(device), offset, execution=self._execution
+        )
         self._waiting[device] += deliver
         while min(map(len, self._waiting)) >= self._chunk:
             self._encode(self._chunk)
@@ -193,9 +188,7 @@ class TileQueue:
         return jax.make_array_from_single_device_arrays(shape, _sharding(self._mesh), shares)
 
     def _encode(self, size: int) -> None:
-        tokens, self._buffer = _encode_chunk(
-            self._params, self._buffer, size=size, config=self._config, batch_size=self._batch_size, mesh=self._mesh
-        )
+        tokens, self._buffer = _encode_chunk(self._params, self._buffer, size=size, execution=self._execution)
         deliver = [[waiting.popleft() for _ in range(min(size, len(waiting)))] for waiting in self._waiting]
         self._running.append((tokens, deliver))
         encoded = sum(map(len, deliver))
@@ -212,34 +205,39 @@ class TileQueue:
                 take(row)
 
 
-def compile_programs(params: Params, config: ModelConfig, batch_size: int, on_device: bool) -> None:
-    """Compile all programs that a `TileQueue` of these settings runs, without running any."""
+def compile_programs(params: Params, execution: Execution, on_device: bool) -> None:
+    """Compile all programs that a `TileQueue` runs, without running any."""
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count(), "multipatch") as pool:
         # A thread compiles a program, or reads it from the persistent cache, while this one traces the next.
-        compiling = [pool.submit(program.compile) for program in _lowered(params, config, batch_size, on_device)]
+        compiling = [pool.submit(program.compile) for _, program in lower_stream(params, execution, on_device)]
     for program in compiling:
         program.result()
 
 
-def _lowered(params: Params, config: ModelConfig, batch_size: int, on_device: bool) -> Iterator[jax.stages.Lowered]:
-    """Yield the queue's programs, traced and lowered for arguments like those that `TileQueue` passes."""
-    mesh = mesh_of(params)
+def lower_stream(
+    params: Params, execution: Execution, on_device: bool = True
+) -> Iterator[tuple[str, jax.stages.Lowered]]:
+    """Yield (name, program) for each program of a stream, lowered for arguments like those that `TileQueue` passes.
+
+    Args:
+      params, execution: from `prepare_execution`. Params may be `jax.ShapeDtypeStruct`s.
+      on_device: whether images are tiled on the device.
+    """
+    mesh = execution.mesh
     sharding, devices = (_sharding(mesh), mesh.size) if mesh else (None, 1)
 
     def shares(*shape):  # on a single device, the queue passes NumPy arrays, which have no sharding
         shape = (devices * shape[0], *shape[1:])
         return jax.ShapeDtypeStruct(shape, np.uint8, sharding=sharding) if mesh else np.empty(shape, np.uint8)
 
-    size, side = CHUNK * batch_size - 1 + CAPACITY, config.tiling.tile_size
-    buffer = jax.ShapeDtypeStruct((devices * size, side, side, 3), np.uint8, sharding=sharding)
-    to = (buffer, np.int32(0), np.int32(0))
-    for chunk in {CHUNK * batch_size, batch_size}:
-        yield _encode_chunk.lower(params, buffer, size=chunk, config=config, batch_size=batch_size, mesh=mesh)
-    for bucket in BUCKETS if on_device else ():
-        plan = plan_tiles(bucket, bucket, config.tiling)
-        if fits_bucket(plan, config.tiling):
-            steps = tiling_steps(plan, config.tiling, (bucket, bucket))
-            static = {"config": config, "resize_implementation": default_resize_implementation(), "mesh": mesh}
-            yield _append_image.lower(shares(bucket, bucket, 3), *to, steps=steps, **static)
-    yield _new_buffer.lower(size=size, tile_size=side, mesh=mesh)
-    yield _append_tiles.lower(shares(CAPACITY, side, side, 3), *to, mesh=mesh)
+    side, batch_size = execution.config.tiling.tile_size, execution.batch_size
+    buffer = jax.ShapeDtypeStruct((devices * _buffer_size(execution), side, side, 3), np.uint8, sharding=sharding)
+    place = (buffer, np.int32(0), np.int32(0))
+    for size in {CHUNK * batch_size, batch_size}:
+        yield f"encode {size} tiles", _encode_chunk.lower(params, buffer, size=size, execution=execution)
+    for image in blank_images(execution.config.tiling) if on_device else ():
+        assert image.pixels is not None
+        name, pixels = f"append an image of {len(image.pixels)} pixels", shares(*image.pixels.shape)
+        yield name, _append_image.lower(pixels, *place, steps=image.steps, execution=execution)
+    yield "new buffer", _new_buffer.lower(execution=execution)
+    yield "append tiles", _append_tiles.lower(shares(CAPACITY, side, side, 3), *place, execution=execution)

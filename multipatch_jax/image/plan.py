@@ -115,19 +115,3 @@ def plan_tiles(height: int, width: int, tiling: TilingConfig = TilingConfig()) -
         longest_edge -= tiling.tile_size
         plan = _plan(height, width, tiling, max(longest_edge, 1))
     return plan
-
-
-def resize_sizes(plan: TilePlan, tiling: TilingConfig) -> list[tuple[tuple[int, int], tuple[int, int]] | None]:
-    """Return the input and output size of each of the three resizes; None for a resize that the config leaves out.
-
-    The three are resize 1 (to the longest edge), resize 2 (to multiples of the tile size) and resize 3 (to one tile:
-    the global tile, or the only tile if the config does not split images). Resize 3 is given even for an image that
-    becomes one tile and so needs no global tile: the program of a bucket then serves both kinds.
-    """
-    tile = (tiling.tile_size, tiling.tile_size)
-    split = tiling.do_image_splitting
-    return [
-        ((plan.height, plan.width), plan.resized) if tiling.do_resize else None,
-        (plan.resized, plan.stretched) if split else None,
-        (plan.stretched if split else plan.resized, tile) if tiling.global_tile or not split else None,
-    ]

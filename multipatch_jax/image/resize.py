@@ -2,7 +2,7 @@
 
 A resize is two passes, one along each axis, each rounded to 8 bits. A pass is a product with a sparse matrix of
 integers: every output pixel is a weighted sum of neighbouring source pixels. The weights come from the host
-(`filters.py`) as arrays; the device never computes one.
+(`resamplers.py`) as arrays; the device never computes one.
 
 A pass has two forms that give the same bytes:
 
@@ -24,7 +24,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Int32, UInt8
 
-from multipatch_jax.image.filters import SHIFT, SUPPORT, AxisWeights
+from multipatch_jax.resamplers import FILTERS, SHIFT, AxisWeights
 
 _BLOCK = 128  # outputs in a block of the banded form: the side of a TPU's matrix unit
 # Rows in a block of the gather form: the number of ways of an L1 cache. Row strides are often powers of 2, and then all
@@ -50,12 +50,15 @@ class ResizeStep(NamedTuple):
     vertical_first: Bool[Array | np.ndarray, ""] | None
 
 
-def default_resize_implementation() -> str:
-    """Return the faster form of `resize` for the default backend: "gather" on a CPU, "banded" on accelerators.
+def default_resize_form(platform: str | None = None) -> str:
+    """Return the faster form of `resize` for a platform: "gather" on a CPU, "banded" on accelerators.
 
     Accelerators have matrix units, which the banded form uses.
+
+    Args:
+      platform: such as "cpu" or "tpu"; None is the default backend.
     """
-    return "gather" if jax.default_backend() == "cpu" else "banded"
+    return "gather" if (platform or jax.default_backend()) == "cpu" else "banded"
 
 
 def _to_bytes(total: Int32[Array, "..."]) -> UInt8[Array, "..."]:
@@ -63,21 +66,21 @@ def _to_bytes(total: Int32[Array, "..."]) -> UInt8[Array, "..."]:
 
 
 @functools.partial(jax.jit, static_argnames=("axis",))  # under jit, so that one trace serves all taps of a shape
-def _add_tap(total, x, filter, tap, *, axis):
-    pixels = jnp.take(x, filter.starts + tap, axis, mode="clip").astype(jnp.int32)
-    return total + pixels * jnp.expand_dims(filter.weights[:, tap], (1, 2) if axis == 0 else (0, 2))
+def _add_tap(total, x, along, tap, *, axis):
+    pixels = jnp.take(x, along.starts + tap, axis, mode="clip").astype(jnp.int32)
+    return total + pixels * jnp.expand_dims(along.weights[:, tap], (1, 2) if axis == 0 else (0, 2))
 
 
-def _weighted_sum(x: UInt8[Array, "H W 3"], filter: AxisWeights, axis: int) -> UInt8[Array, "H_out W_out 3"]:
-    out = len(filter.starts)
+def _weighted_sum(x: UInt8[Array, "H W 3"], along: AxisWeights, axis: int) -> UInt8[Array, "H_out W_out 3"]:
+    out = len(along.starts)
     total = jnp.zeros((out, *x.shape[1:]) if axis == 0 else (x.shape[0], out, 3), jnp.int32)
-    for tap in range(filter.weights.shape[1]):
-        total = _add_tap(total, x, filter, tap, axis=axis)
+    for tap in range(along.weights.shape[1]):
+        total = _add_tap(total, x, along, tap, axis=axis)
     return _to_bytes(total)
 
 
 def _gather_pass(
-    x: UInt8[Array, "H W 3"], filter: AxisWeights, axis: int, support: int, real: tuple[Any, Any]
+    x: UInt8[Array, "H W 3"], along: AxisWeights, axis: int, support: int, real: tuple[Any, Any]
 ) -> UInt8[Array, "H_out W_out 3"]:
     """Run one pass as a sum over taps, in blocks of `_ROWS` output rows.
 
@@ -87,14 +90,14 @@ def _gather_pass(
     * XLA's CPU compiler spreads the branch of a conditional over the cores. It does not do so with the body of a loop.
     * XLA does not compute this pass again inside the next one.
     """
-    shape = (len(filter.starts), *x.shape[1:]) if axis == 0 else (x.shape[0], len(filter.starts), 3)
+    shape = (len(along.starts), *x.shape[1:]) if axis == 0 else (x.shape[0], len(along.starts), 3)
     rows = min(_ROWS, shape[0])
 
     def compute(first):
         if axis == 0:
-            block = AxisWeights(*(lax.dynamic_slice_in_dim(array, first, rows) for array in filter))
+            block = AxisWeights(*(lax.dynamic_slice_in_dim(array, first, rows) for array in along))
             return _weighted_sum(x, block, 0)
-        return _weighted_sum(lax.dynamic_slice_in_dim(x, first, rows), filter, 1)
+        return _weighted_sum(lax.dynamic_slice_in_dim(x, first, rows), along, 1)
 
     def body(i, result):
         first = jnp.minimum(i * rows, shape[0] - rows)
@@ -106,17 +109,17 @@ def _gather_pass(
 
 
 def _banded_pass(
-    x: UInt8[Array, "3 H W"], filter: AxisWeights, axis: int, support: int, real: tuple[Any, Any]
+    x: UInt8[Array, "3 H W"], along: AxisWeights, axis: int, support: int, real: tuple[Any, Any]
 ) -> UInt8[Array, "3 H_out W_out"]:
     """Run one pass as matrix products: each block of 128 outputs is a product with the window of `x` that it reads.
 
     The products are exact. Each weight is split into three signed 8-bit limbs, so bfloat16 holds limbs and pixels
     exactly. Float32 holds their sums exactly up to 514 taps, as taps * 128 * 255 < 2**24.
     """
-    out, taps = filter.weights.shape
+    out, taps = along.weights.shape
     blocks = -(-out // _BLOCK)
-    all_starts = jnp.pad(filter.starts, (0, blocks * _BLOCK - out), mode="edge").reshape(blocks, _BLOCK)
-    all_weights = jnp.pad(filter.weights, ((0, blocks * _BLOCK - out), (0, 0))).reshape(blocks, _BLOCK, taps)
+    all_starts = jnp.pad(along.starts, (0, blocks * _BLOCK - out), mode="edge").reshape(blocks, _BLOCK)
+    all_weights = jnp.pad(along.weights, ((0, blocks * _BLOCK - out), (0, 0))).reshape(blocks, _BLOCK, taps)
     # Neighbouring outputs are `scale` source pixels apart, and taps = 2 * support * scale, within 1. So a block of
     # outputs reads at most this many source pixels:
     window = math.ceil((_BLOCK - 1) * (taps + 1) / (2 * support)) + taps + 1
@@ -165,45 +168,45 @@ def _fit(x: UInt8[Array, "..."], axis: int, size: int) -> UInt8[Array, "..."]:
 
 
 def resize(
-    x: UInt8[Array, "H W 3"], plan: ResizeStep, *, filter: str = "lanczos", implementation: str = "gather"
+    x: UInt8[Array, "H W 3"], step: ResizeStep, *, filter: str = "lanczos", form: str = "gather"
 ) -> UInt8[Array, "H_out W_out 3"]:
     """Resize an image on the device. Traceable, and equal to the reference in every byte of the valid region.
 
     Args:
-      x: pixels. Those beyond `plan.in_size` have no influence.
-      plan: weights and sizes. The numbers of outputs in the weights are the shape of the result. The pass along an axis
+      x: pixels. Those beyond `step.in_size` have no influence.
+      step: weights and sizes. The numbers of outputs in the weights are the shape of the result. The pass along an axis
         is skipped if its sizes are equal: decided while tracing for sizes in NumPy, and by `lax.cond` when the program
         runs for sizes in JAX arrays, traced or not. The same holds for `vertical_first`.
       filter: name of the filter that the weights were made with.
-      implementation: "gather" or "banded"; both give the same bytes. "gather" also serves for "banded" where a pass has
+      form: "gather" or "banded"; both give the same bytes. "gather" also serves for "banded" where a pass has
         more than 514 taps.
 
     Returns:
-      The resized image. Pixels beyond `plan.out_size` are undefined.
+      The resized image. Pixels beyond `step.out_size` are undefined.
     """
-    filters = [
-        AxisWeights(jnp.asarray(one.starts), jnp.asarray(one.weights)) for one in (plan.vertical, plan.horizontal)
+    weights = [
+        AxisWeights(jnp.asarray(one.starts), jnp.asarray(one.weights)) for one in (step.vertical, step.horizontal)
     ]
-    in_size, out_size = tuple(plan.in_size), tuple(plan.out_size)
+    in_size, out_size = tuple(step.in_size), tuple(step.out_size)
     # The banded form has channels first. XLA gives the inputs and results of a conditional its default layout, in
     # which a TPU would pad a last axis of 3 to 128.
-    planar = implementation == "banded" and max(one.weights.shape[1] for one in filters) <= _MAX_BANDED_TAPS
+    planar = form == "banded" and max(one.weights.shape[1] for one in weights) <= _MAX_BANDED_TAPS
     one_pass = _banded_pass if planar else _gather_pass
 
-    def along(axis, x, real):
+    def run_pass(axis, x, real):
         """Run the pass along an axis. Where the reference skips it, only cut or pad to the result's length."""
         return _cond(
             in_size[axis] != out_size[axis],
-            lambda x: one_pass(x, filters[axis], axis, SUPPORT[filter], real),
-            lambda x: _fit(x, axis + planar, len(filters[axis].starts)),
+            lambda x: one_pass(x, weights[axis], axis, FILTERS[filter].support, real),
+            lambda x: _fit(x, axis + planar, len(weights[axis].starts)),
             x,
         )
 
     x = x.transpose(2, 0, 1) if planar else x
     x = _cond(
-        plan.vertical_first,
-        lambda x: along(1, along(0, x, (out_size[0], in_size[1])), out_size),
-        lambda x: along(0, along(1, x, (in_size[0], out_size[1])), out_size),
+        step.vertical_first,
+        lambda x: run_pass(1, run_pass(0, x, (out_size[0], in_size[1])), out_size),
+        lambda x: run_pass(0, run_pass(1, x, (in_size[0], out_size[1])), out_size),
         x,
     )
     return x.transpose(1, 2, 0) if planar else x

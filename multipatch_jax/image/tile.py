@@ -8,20 +8,21 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float32, UInt8
 
+from multipatch_jax.arguments import check_image
 from multipatch_jax.config import TilingConfig
-from multipatch_jax.image.bucket import TilingSteps, bucket_of, fits_bucket, pad_to_bucket, tiling_steps
-from multipatch_jax.image.host import check_image, tile_image_host
 from multipatch_jax.image.plan import plan_tiles
-from multipatch_jax.image.resize import default_resize_implementation, resize
+from multipatch_jax.image.prepare import prepare_image
+from multipatch_jax.image.resize import default_resize_form, resize
+from multipatch_jax.image.steps import TilingSteps, tiling_steps
 
 
 def tile_padded(
     padded: UInt8[Array, "H W 3"],
-    filters: TilingSteps,
+    steps: TilingSteps,
     *,
     num_tiles: int,
     tiling: TilingConfig = TilingConfig(),
-    implementation: str = "gather",
+    form: str = "gather",
 ) -> UInt8[Array, "N M M 3"]:
     """Cut the tiles of an image that is padded to its bucket. Traceable.
 
@@ -29,36 +30,36 @@ def tile_padded(
 
     Args:
       padded: the image in the upper left corner of its bucket. Pixels beyond the image have no influence.
-      filters: result of `tiling_steps` for this image and bucket.
+      steps: result of `tiling_steps` for this image and bucket.
       num_tiles: number of tiles to return, at least the image's own number. Tiles after those are undefined.
-      tiling: the config that `filters` was made with.
-      implementation: form of the resize, "gather" or "banded"; both give the same bytes. See `image/resize.py`.
+      tiling: the config that `steps` were made with.
+      form: of the resize, "gather" or "banded"; both give the same bytes. See `image/resize.py`.
     """
     tile, x = tiling.tile_size, padded
-    one_resize = functools.partial(resize, filter=tiling.filter, implementation=implementation)
-    for step in (filters.to_longest_edge, filters.to_multiples):
+    one_resize = functools.partial(resize, filter=tiling.filter, form=form)
+    for step in (steps.to_longest_edge, steps.to_multiples):
         x = x if step is None else one_resize(x, step)
-    whole = None if filters.to_one_tile is None else one_resize(x, filters.to_one_tile)
+    whole = None if steps.to_one_tile is None else one_resize(x, steps.to_one_tile)
     if whole is not None and not tiling.do_image_splitting:
         x, whole = whole, None
     tiles = []
     for i in range(num_tiles):
-        corner = (i // filters.cols * tile, i % filters.cols * tile, 0)
+        corner = (i // steps.cols * tile, i % steps.cols * tile, 0)
         part = lax.dynamic_slice(x, corner, (tile, tile, 3))
-        tiles.append(part if whole is None else jnp.where(i < filters.grid_tiles, part, whole))
+        tiles.append(part if whole is None else jnp.where(i < steps.grid_tiles, part, whole))
     return jnp.stack(tiles)
 
 
-@functools.partial(jax.jit, static_argnames=("num_tiles", "tiling", "implementation"))
-def _tile_padded(padded, filters, *, num_tiles, tiling, implementation):
-    return tile_padded(padded, filters, num_tiles=num_tiles, tiling=tiling, implementation=implementation)
+@functools.partial(jax.jit, static_argnames=("num_tiles", "tiling", "form"))
+def _tile_padded(padded, steps, *, num_tiles, tiling, form):
+    return tile_padded(padded, steps, num_tiles=num_tiles, tiling=tiling, form=form)
 
 
-@functools.partial(jax.jit, static_argnames=("tiling", "implementation"))
-def _tile_exact(image, *, tiling, implementation):
+@functools.partial(jax.jit, static_argnames=("tiling", "form"))
+def _tile_exact(image, *, tiling, form):
     plan = plan_tiles(image.shape[0], image.shape[1], tiling)
-    filters = tiling_steps(plan, tiling)  # NumPy arrays, which become constants of the program
-    return tile_padded(image, filters, num_tiles=plan.num_tiles, tiling=tiling, implementation=implementation)
+    steps = tiling_steps(plan, tiling)  # NumPy arrays, which become constants of the program
+    return tile_padded(image, steps, num_tiles=plan.num_tiles, tiling=tiling, form=form)
 
 
 def tile_image(
@@ -86,14 +87,14 @@ def tile_image(
       ValueError: `image` is not a uint8 array of shape (H, W, 3), or has no pixels.
     """
     check_image(image, (jax.Array, np.ndarray), "an array")
-    static = {"tiling": tiling, "implementation": implementation or default_resize_implementation()}
+    form = implementation or default_resize_form()
     if isinstance(image, jax.Array):
-        return _tile_exact(image, **static)
-    plan = plan_tiles(image.shape[0], image.shape[1], tiling)
-    if not fits_bucket(plan, tiling):
-        return jnp.asarray(tile_image_host(image, tiling))
-    filters = tiling_steps(plan, tiling, bucket_of(plan.height, plan.width))
-    return _tile_padded(pad_to_bucket(image), filters, num_tiles=plan.num_tiles, **static)
+        return _tile_exact(image, tiling=tiling, form=form)
+    prepared = prepare_image(image, tiling)
+    if prepared.tiles is not None:
+        return jnp.asarray(prepared.tiles)
+    num_tiles = prepared.plan.num_tiles
+    return _tile_padded(prepared.pixels, prepared.steps, num_tiles=num_tiles, tiling=tiling, form=form)
 
 
 def normalize(tiles: UInt8[Array, "..."]) -> Float32[Array, "..."]:

@@ -3,18 +3,28 @@
 `docs/architecture.md` explains the shape letters of the annotations.
 """
 
-from multipatch_jax.nn.attention import choose_kernel
+from multipatch_jax.nn.attention import KERNELS
+from multipatch_jax.nn.compute import Compute, resolve_compute
 from multipatch_jax.nn.connector import Idefics3Connector, pixel_unshuffle
+from multipatch_jax.nn.connectors import CONNECTORS
+from multipatch_jax.nn.encoders import ENCODERS
 from multipatch_jax.nn.model import MultiPatchVisionProcessor, init_params
+from multipatch_jax.nn.platforms import Target, this_machine
 from multipatch_jax.nn.retrieval import retrieval_embeddings
 from multipatch_jax.nn.siglip import VisionTransformer
 
 __all__ = [
+    "CONNECTORS",
+    "ENCODERS",
+    "KERNELS",
+    "Compute",
     "Idefics3Connector",
     "MultiPatchVisionProcessor",
+    "Target",
     "VisionTransformer",
-    "choose_kernel",
     "init_params",
     "pixel_unshuffle",
+    "resolve_compute",
     "retrieval_embeddings",
+    "this_machine",
 ]

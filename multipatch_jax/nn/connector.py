@@ -5,7 +5,8 @@ import math
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from multipatch_jax.config import ModelConfig
+from multipatch_jax.config import ConnectorConfig
+from multipatch_jax.nn.compute import Compute, compute_in
 from multipatch_jax.nn.linear import Dense
 
 
@@ -32,25 +33,31 @@ def pixel_unshuffle(x: Float[Array, "P C"], scale_factor: int) -> Float[Array, "
 class ModalityProjection(nn.Module):
     """Projects merged patches to the language model's width, without a bias."""
 
-    config: ModelConfig
+    config: ConnectorConfig
+    compute: Compute
 
     @nn.compact
     def __call__(self, x: Float[Array, "T channels"]) -> Float[Array, "T D"]:
         return Dense(
-            self.config.connector.text_hidden_size,
+            self.config.text_hidden_size,
             use_bias=False,
-            dtype=self.config.dtype,
-            precision=self.config.precision,
+            dtype=self.compute.dtype,
+            precision=self.compute.precision,
             name="proj",
         )(x)
 
 
 class Idefics3Connector(nn.Module):
-    """Maps the tower's features of one tile, (P, C), to its visual tokens, (T, D)."""
+    """Maps the tower's features of one tile, (P, C), to its visual tokens, (T, D).
 
-    config: ModelConfig
+    It computes in `compute.dtype`, or in the dtype of its params if that is None.
+    """
+
+    config: ConnectorConfig
+    compute: Compute = Compute()
 
     @nn.compact
     def __call__(self, x: Float[Array, "P C"]) -> Float[Array, "T D"]:
-        x = pixel_unshuffle(x, self.config.connector.scale_factor)
-        return ModalityProjection(self.config, name="modality_projection")(x)
+        compute = compute_in(self, self.compute)
+        x = pixel_unshuffle(x, self.config.scale_factor)
+        return ModalityProjection(self.config, compute, name="modality_projection")(x)

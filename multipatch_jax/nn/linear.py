@@ -42,7 +42,7 @@ class Dense(nn.Module):
     Attributes:
       features: width of the output.
       use_bias: whether a bias is added.
-      dtype: of the inputs of the product and of the result; None is float32.
+      dtype: of the inputs of the product and of the result; None is the dtype of the kernel.
       precision: as in `matmul`.
       product_in_dtype: whether the product is rounded to `dtype` before the bias is added.
         False: a float32 bias is added to a float32 product, and the sum is rounded once. On CUDA the float32 product
@@ -60,9 +60,10 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "rows in"]) -> Float[Array, "rows out"]:
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features))
-        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        dtype = self.dtype or kernel.dtype
+        x, kernel = x.astype(dtype), kernel.astype(dtype)
         y = jnp.dot(x, kernel) if self.product_in_dtype else matmul(x, kernel, self.precision)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
-            y = y + (bias.astype(self.dtype) if self.product_in_dtype else bias)
-        return y.astype(self.dtype)
+            y = y + (bias.astype(dtype) if self.product_in_dtype else bias)
+        return y.astype(dtype)

@@ -1,8 +1,8 @@
 """The SigLIP vision tower of Idefics3 / SmolVLM, for one tile at a time.
 
 For several tiles, map a module over them with `jax.vmap`. Modules have Hugging Face's names, so that the params tree
-reads like a checkpoint. Every module takes the whole `ModelConfig`. The functions of `encode` replace `dtype=None` and
-`attention="auto"` in it by their choices first; a module that is called with `dtype=None` computes in float32.
+reads like a checkpoint. Each takes the `VisionConfig` and a `Compute`. `VisionTransformer` decides what is automatic in
+the `Compute`; the modules inside it expect a decided one.
 """
 
 import dataclasses
@@ -14,9 +14,10 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-from multipatch_jax.config import ModelConfig
-from multipatch_jax.nn import native
-from multipatch_jax.nn.attention import attention, choose_kernel
+from multipatch_jax.config import VisionConfig
+from multipatch_jax.nn.attention import KERNELS, attention
+from multipatch_jax.nn.compute import Compute, compute_in
+from multipatch_jax.nn.encoders import ENCODERS, FLAX
 from multipatch_jax.nn.linear import Dense, matmul
 
 
@@ -53,25 +54,27 @@ def position_ids(mask: Bool[Array, "g g"] | Bool[np.ndarray, "g g"], patches_per
     return jnp.where(mask, ids, 0).reshape(-1)
 
 
-def _dense(config: ModelConfig, features: int, name: str, product_in_dtype: bool = False) -> Dense:
-    return Dense(features, dtype=config.dtype, precision=config.precision, product_in_dtype=product_in_dtype, name=name)
+def _dense(compute: Compute, features: int, name: str, product_in_dtype: bool = False) -> Dense:
+    return Dense(
+        features, dtype=compute.dtype, precision=compute.precision, product_in_dtype=product_in_dtype, name=name
+    )
 
 
-def _product_in_dtype(config: ModelConfig) -> bool:
-    """Whether q_proj, k_proj, v_proj and fc1 take `Dense.product_in_dtype`: True for 16-bit dtypes on CUDA.
+def _product_in_dtype(compute: Compute) -> bool:
+    """Whether q_proj, k_proj, v_proj and fc1 take `Dense.product_in_dtype`: True beside cuDNN's attention.
 
-    Such a program is recognised by its attention kernel, cuDNN's. out_proj and fc2 never take it: their float32
-    products are added to the residual before they are rounded. With one more rounding there, the tower of the 2.2B
-    model was 1.102 times as far from float32 as the reference, and the bound is 1.1.
+    out_proj and fc2 never take it: their float32 products are added to the residual before they are rounded. With one
+    more rounding there, the tower of the 2.2B model was 1.102 times as far from float32 as the reference, and the bound
+    is 1.1.
     """
-    return choose_kernel(config.attention, config.dtype) == "cudnn"
+    return KERNELS[compute.attention].rounds_products
 
 
-def _layer_norm(config: ModelConfig, name: str) -> nn.LayerNorm:
+def _layer_norm(config: VisionConfig, compute: Compute, name: str) -> nn.LayerNorm:
     # Flax computes mean and variance in float32. For 16-bit inputs the fast variance, E[x^2] - E[x]^2 in one pass, is
     # exact enough; to equal the reference in float32, the variance needs a second pass.
-    fast = config.dtype in ("bfloat16", "float16")
-    return nn.LayerNorm(config.vision.layer_norm_eps, dtype=config.dtype, use_fast_variance=fast, name=name)
+    fast = compute.dtype in ("bfloat16", "float16")
+    return nn.LayerNorm(config.layer_norm_eps, dtype=compute.dtype, use_fast_variance=fast, name=name)
 
 
 class PatchEmbedding(nn.Module):
@@ -81,32 +84,33 @@ class PatchEmbedding(nn.Module):
     For 17 tiles on an H100 the convolution took 0.7 ms of 11 ms in all; the product takes 0.1 ms.
     """
 
-    config: ModelConfig
+    config: VisionConfig
+    compute: Compute
 
     @nn.compact
     def __call__(self, pixel_values: Float[Array, "M M 3"]) -> Float[Array, "P C"]:
-        p, width, dtype = self.config.vision.patch_size, self.config.vision.hidden_size, self.config.dtype
+        p, width, dtype = self.config.patch_size, self.config.hidden_size, self.compute.dtype
         grid = len(pixel_values) // p  # pixels at the end that do not fill a patch are ignored
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (p, p, 3, width)).astype(dtype)
         bias = self.param("bias", nn.initializers.zeros_init(), (width,))
         x = pixel_values[: grid * p, : grid * p].astype(dtype).reshape(grid, p, grid, p, 3)
         x = x.transpose(0, 2, 1, 3, 4).reshape(grid * grid, p * p * 3)
-        return (matmul(x, kernel.reshape(-1, width), self.config.precision) + bias).astype(dtype)
+        return (matmul(x, kernel.reshape(-1, width), self.compute.precision) + bias).astype(dtype)
 
 
 class VisionEmbeddings(nn.Module):
     """Patch embeddings plus learned position embeddings."""
 
-    config: ModelConfig
+    config: VisionConfig
+    compute: Compute
 
     @nn.compact
     def __call__(
         self, pixel_values: Float[Array, "M M 3"], mask: Bool[Array, "g g"] | None = None
     ) -> Float[Array, "P C"]:
-        vision = self.config.vision
-        x = PatchEmbedding(self.config, name="patch_embedding")(pixel_values)
-        grid, n = math.isqrt(len(x)), vision.patches_per_side
-        table = nn.Embed(n * n, vision.hidden_size, dtype=self.config.dtype, name="position_embedding")
+        x = PatchEmbedding(self.config, self.compute, name="patch_embedding")(pixel_values)
+        grid, n = math.isqrt(len(x)), self.config.patches_per_side
+        table = nn.Embed(n * n, self.config.hidden_size, dtype=self.compute.dtype, name="position_embedding")
         ids = position_ids(np.ones((grid, grid), bool) if mask is None else mask, n)
         return x + table(ids)
 
@@ -114,17 +118,16 @@ class VisionEmbeddings(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention; its four projections have biases."""
 
-    config: ModelConfig
+    config: VisionConfig
+    compute: Compute
 
     @nn.compact
     def __call__(self, x: Float[Array, "P C"], mask: Bool[Array, " P"] | None = None) -> Float[Array, "P C"]:
-        vision = self.config.vision
-        dense = functools.partial(_dense, self.config, vision.hidden_size)
-        heads = (x.shape[0], vision.num_attention_heads, vision.head_dim)
-        product_in_dtype = _product_in_dtype(self.config)
+        dense = functools.partial(_dense, self.compute, self.config.hidden_size)
+        heads = (x.shape[0], self.config.num_attention_heads, self.config.head_dim)
+        product_in_dtype = _product_in_dtype(self.compute)
         q, k, v = (dense(name, product_in_dtype)(x).reshape(heads) for name in ("q_proj", "k_proj", "v_proj"))
-        kernel = choose_kernel(self.config.attention, self.config.dtype)
-        x = attention(q, k, v, mask=mask, kernel=kernel, precision=self.config.precision)
+        x = attention(q, k, v, mask=mask, kernel=self.compute.attention, precision=self.compute.precision)
         return dense("out_proj")(x.reshape(len(x), -1))
 
 
@@ -135,83 +138,113 @@ class MLP(nn.Module):
     in the dtype instead, so that cuBLAS can fuse it into the product of fc1.
     """
 
-    config: ModelConfig
+    config: VisionConfig
+    compute: Compute
 
     @nn.compact
     def __call__(self, x: Float[Array, "P C"]) -> Float[Array, "P C"]:
-        product_in_dtype = _product_in_dtype(self.config)
-        h = _dense(self.config, self.config.vision.intermediate_size, "fc1", product_in_dtype)(x)
+        product_in_dtype = _product_in_dtype(self.compute)
+        h = _dense(self.compute, self.config.intermediate_size, "fc1", product_in_dtype)(x)
         h = nn.gelu(h if product_in_dtype else h.astype(jnp.float32), approximate=True).astype(h.dtype)
-        return _dense(self.config, x.shape[-1], "fc2")(h)
+        return _dense(self.compute, x.shape[-1], "fc2")(h)
 
 
 class EncoderLayer(nn.Module):
-    """A pre-norm transformer block. Returns (x, None), the carry and the output that `nn.scan` expects."""
+    """A pre-norm transformer block.
 
-    config: ModelConfig
+    Returns (x, output), the carry and the output of one step of `nn.scan`.
+
+    Attributes:
+      outputs: whether `output` is x; otherwise it is None.
+    """
+
+    config: VisionConfig
+    compute: Compute
+    outputs: bool = False
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "P C"], mask: Bool[Array, " P"] | None = None
-    ) -> tuple[Float[Array, "P C"], None]:
-        x = x + Attention(self.config, name="self_attn")(_layer_norm(self.config, "layer_norm1")(x), mask)
-        x = x + MLP(self.config, name="mlp")(_layer_norm(self.config, "layer_norm2")(x))
-        return x, None
+    ) -> tuple[Float[Array, "P C"], Float[Array, "P C"] | None]:
+        norm = functools.partial(_layer_norm, self.config, self.compute)
+        x = x + Attention(self.config, self.compute, name="self_attn")(norm("layer_norm1")(x), mask)
+        x = x + MLP(self.config, self.compute, name="mlp")(norm("layer_norm2")(x))
+        return x, x if self.outputs else None
 
 
 class Encoder(nn.Module):
-    """All `num_hidden_layers` blocks, as one `nn.scan`.
+    """All `num_hidden_layers` blocks, as one `nn.scan`, or another encoder in its place (`encoders.py`).
 
-    The params of all layers are stacked along a new first axis, and XLA compiles the block once. With attention
-    "native", our compiled encoder (`nn/native.py`) runs in place of the scan, except for inputs with a mask and under
-    differentiation: they take the scan with "blocked" attention.
+    The params of all layers are stacked along a new first axis, and XLA compiles the block once. Returns the result of
+    the last layer, and the results of all layers (layers, P, C) if `outputs` is True.
     """
 
-    config: ModelConfig
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "P C"], mask: Bool[Array, " P"] | None = None) -> Float[Array, "P C"]:
-        layers = nn.scan(
-            nn.remat(EncoderLayer, prevent_cse=False) if self.config.remat else EncoderLayer,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
-            length=self.config.vision.num_hidden_layers,
-            check_constancy_invariants=False,  # the check would trace the block a second time
-        )
-        layers = layers(self.config, name="layers")
-        kernel = choose_kernel(self.config.attention, self.config.dtype)
-        if kernel != "native" or mask is not None or self.is_initializing():
-            return layers(x, mask)[0]
-        in_jax = Encoder(dataclasses.replace(self.config, attention="blocked"), parent=None)
-        return native.encoder(
-            self.variables["params"]["layers"],
-            x,
-            self.config.vision.num_attention_heads,
-            self.config.vision.layer_norm_eps,
-            lambda params, x: in_jax.apply({"params": {"layers": params}}, x),
-        )
-
-
-class VisionTransformer(nn.Module):
-    """The vision tower: embeddings, encoder and a final layer norm."""
-
-    config: ModelConfig
+    config: VisionConfig
+    compute: Compute
+    outputs: bool = False
 
     @nn.compact
     def __call__(
-        self, pixel_values: Float[Array, "M M 3"], pixel_attention_mask: Bool[Array, "M M"] | None = None
-    ) -> Float[Array, "P C"]:
-        """Return the features of one tile, (P, C).
+        self, x: Float[Array, "P C"], mask: Bool[Array, " P"] | None = None
+    ) -> tuple[Float[Array, "P C"], Float[Array, "layers P C"] | None]:
+        layers = nn.scan(
+            nn.remat(EncoderLayer, prevent_cse=False) if self.compute.remat else EncoderLayer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
+            length=self.config.num_hidden_layers,
+            check_constancy_invariants=False,  # the check would trace the block a second time
+        )
+        layers = layers(self.config, self.compute, self.outputs, name="layers")
+        run = ENCODERS[self.compute.encoder].run
+        if run is None or mask is not None or self.outputs or self.is_initializing():
+            return layers(x, mask)
+        in_flax = Encoder(self.config, dataclasses.replace(self.compute, encoder=FLAX), parent=None)
+        return run(
+            self.variables["params"]["layers"],
+            x,
+            self.config,
+            lambda params, x: in_flax.apply({"params": {"layers": params}}, x)[0],
+        ), None
+
+
+class VisionTransformer(nn.Module):
+    """The vision tower: embeddings, encoder and a final layer norm.
+
+    It computes in `compute.dtype`, or in the dtype of its params if that is None.
+    """
+
+    config: VisionConfig
+    compute: Compute = Compute()
+
+    @nn.compact
+    def __call__(
+        self,
+        pixel_values: Float[Array, "M M 3"],
+        pixel_attention_mask: Bool[Array, "M M"] | None = None,
+        layers: tuple[int, ...] = (),
+    ) -> tuple[Float[Array, "P C"], tuple[Float[Array, "P C"], ...]]:
+        """Return the features of one tile, (P, C), and its inner features.
 
         Args:
           pixel_values: normalised pixels, about -1 to 1.
           pixel_attention_mask: True for real pixels. None means that all are real, as in every tile that
             `mp.tile_image` makes.
+          layers: which inner features to return, each (P, C), in this order. They are numbered as in the reference's
+            `hidden_states`: 0 is the embeddings, i the result of layer i, and -1 that of the last layer, before the
+            final layer norm. All layers run in Flax then, whatever `compute.encoder` is.
+
+        Raises:
+          IndexError: there is no such layer.
         """
+        compute = compute_in(self, self.compute)
         mask = None
         if pixel_attention_mask is not None:
-            mask = patch_attention_mask(pixel_attention_mask, self.config.vision.patch_size)
-        x = VisionEmbeddings(self.config, name="embeddings")(pixel_values, mask)
-        x = Encoder(self.config, name="encoder")(x, None if mask is None else mask.reshape(-1))
-        return _layer_norm(self.config, "post_layernorm")(x)
+            mask = patch_attention_mask(pixel_attention_mask, self.config.patch_size)
+        embeddings = VisionEmbeddings(self.config, compute, name="embeddings")(pixel_values, mask)
+        encoder = Encoder(self.config, compute, outputs=bool(layers), name="encoder")
+        x, outputs = encoder(embeddings, None if mask is None else mask.reshape(-1))
+        features = _layer_norm(self.config, compute, "post_layernorm")(x)
+        numbers = [range(self.config.num_hidden_layers + 1)[number] for number in layers]
+        every = [embeddings] if outputs is None else [embeddings, *outputs]
+        return features, tuple(every[number] for number in numbers)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from multipatch_jax.config import ModelConfig
+from multipatch_jax.nn import CONNECTORS
 from multipatch_jax.params.tree import flatten
 
 PARTS = ("vision", "connector", "embeddings", "text")
@@ -24,7 +25,8 @@ _EMBED = ("weight", "embedding", (0, 1))
 _SCALE = ("weight", "scale", (0,))
 _BIAS = ("bias", "bias", (0,))
 # (part, module's name in a checkpoint, {kind: shape in a checkpoint}). In front of the name comes "model.", except for
-# lm_head and linear; "{i}" stands for a layer's number. `_dims` explains the letters and words of shapes.
+# lm_head and linear; "{i}" stands for a layer's number. `_dims` explains the letters and words of shapes. The rows of
+# the connector are in `nn/connectors.py`.
 _TABLE = (
     ("vision", "vision_model.embeddings.patch_embedding", {_CONV: "C rgb patch patch", _BIAS: "C"}),
     ("vision", "vision_model.embeddings.position_embedding", {_EMBED: "positions C"}),
@@ -37,7 +39,6 @@ _TABLE = (
     ("vision", "vision_model.encoder.layers.{i}.mlp.fc1", {_LINEAR: "F C", _BIAS: "F"}),
     ("vision", "vision_model.encoder.layers.{i}.mlp.fc2", {_LINEAR: "C F", _BIAS: "C"}),
     ("vision", "vision_model.post_layernorm", {_SCALE: "C", _BIAS: "C"}),
-    ("connector", "connector.modality_projection.proj", {_LINEAR: "D merged_width"}),
     ("embeddings", "text_model.embed_tokens", {_EMBED: "V D"}),
     ("text", "text_model.layers.{i}.input_layernorm", {_SCALE: "D"}),
     ("text", "text_model.layers.{i}.post_attention_layernorm", {_SCALE: "D"}),
@@ -52,6 +53,20 @@ _TABLE = (
     ("text", "lm_head", {_LINEAR: "V D"}),
     ("text", "linear", {_LINEAR: "R D", _BIAS: "R"}),  # a ColIdefics3 retriever has it in place of lm_head
 )
+
+
+def _rows(config: ModelConfig) -> Iterable[tuple[str, str, dict]]:
+    """Return the rows of the table that a model has.
+
+    Raises:
+      ValueError: there is no such connector.
+    """
+    kind = config.connector.kind
+    if kind not in CONNECTORS:
+        raise ValueError(f"ConnectorConfig.kind must be one of {', '.join(CONNECTORS)}, got {kind!r}.")
+    linears = CONNECTORS[kind].linears.items()
+    rows = [*_TABLE, *(("connector", f"connector.{name}", {_LINEAR: shape}) for name, shape in linears)]
+    return sorted(rows, key=lambda row: PARTS.index(row[0]))
 
 
 def _dims(config: ModelConfig) -> dict[str, int]:
@@ -133,7 +148,7 @@ def tensors(config: ModelConfig) -> Mapping[str, Tensor]:
     dims, text = _dims(config), config.text
     depths = {"vision": config.vision.num_hidden_layers, "text": text.num_hidden_layers if text else 0}
     found: dict[str, Tensor] = {}
-    for part, module, kinds in _TABLE:
+    for part, module, kinds in _rows(config):
         if part in ("embeddings", "text") and text is None:
             continue
         if module == "linear" and config.embedding_size is None:

@@ -7,7 +7,8 @@ import jax
 import numpy as np
 
 from multipatch_jax.config import ModelConfig
-from multipatch_jax.encode import encode_images, resolve_config, tiles_in_flight
+from multipatch_jax.encode import encode_images, prepare_execution
+from multipatch_jax.nn import Compute
 from multipatch_jax.params import Params
 from multipatch_jax.text.chat import Chat
 from multipatch_jax.text.packing import embed_tokens, embedding_table, pack
@@ -23,6 +24,7 @@ def prepare_inputs(
     processor: Processor,
     padding_side: str | None = None,
     max_length: int | None = None,
+    compute: Compute = Compute(),
     batch_size: int | None = None,
 ) -> dict[str, jax.Array | np.ndarray]:
     """Make the inputs of a decoder of the family from texts and images.
@@ -32,6 +34,7 @@ def prepare_inputs(
       texts, images, padding_side, max_length: as in a call of `Processor`.
       config: the model's.
       processor: of the same checkpoint.
+      compute: how the images are encoded.
       batch_size: most tiles in flight on a device; None chooses by backend (`encode.tiles_in_flight`).
 
     Returns:
@@ -43,17 +46,17 @@ def prepare_inputs(
 
     Raises:
       ValueError: as `Processor`; or `params` do not fit the config, have no embeddings, or have too few for the
-        tokenizer's ids; or `batch_size` is not a positive integer.
+        tokenizer's ids; or a setting of `compute` cannot be had, or `batch_size` is not a
+        positive integer.
       ImageError, FileNotFoundError: as `Processor`.
     """
-    resolve_config(config, params)  # called for its errors, before any work on the device
-    tiles_in_flight(batch_size)  # for its errors, too
+    prepare_execution(params, config, compute, batch_size)  # called for its errors, before any work on the device
     width, expected = embedding_table(params).shape[1], config.connector.text_hidden_size
     if width != expected:
         raise ValueError(f"The token embeddings must be as wide as the visual tokens, {expected}, got {width}.")
     inputs = processor(texts, images, config=config, padding_side=padding_side, max_length=max_length)
     embeddings = embed_tokens(params, inputs.input_ids)
-    tokens = encode_images(params, inputs.images, config=config, batch_size=batch_size)
+    tokens = encode_images(params, inputs.images, config=config, compute=compute, batch_size=batch_size)
     return {
         "inputs_embeds": pack(inputs.input_ids, embeddings, tokens, image_token_id=config.image_token_id),
         "attention_mask": inputs.attention_mask,

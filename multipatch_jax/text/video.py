@@ -11,6 +11,7 @@ from jaxtyping import Float
 from multipatch_jax.config import ModelConfig
 from multipatch_jax.encode import encode_images
 from multipatch_jax.image import MAX_IMAGE_SIZE
+from multipatch_jax.nn import Compute
 from multipatch_jax.params import Params
 from multipatch_jax.text.prompt import one_tile_markers
 
@@ -123,6 +124,7 @@ def encode_frames(
     frames: Iterable[Any],
     *,
     config: ModelConfig,
+    compute: Compute = Compute(),
     video_size: int | None = None,
     batch_size: int | None = None,
 ) -> Float[np.ndarray, "frames T D"]:
@@ -136,6 +138,7 @@ def encode_frames(
       params: with "vision_model" and "connector".
       frames: an iterable of anything that `load_image` takes, such as an array (frames, H, W, 3).
       config: the model's. The tiling's options of resize 1, splitting and resampler are replaced by those of a video.
+      compute: how to compute.
       video_size: pixels of the longer side after the first resize (the checkpoint's `video_sampling.video_size`). None
         is the tile's side. A number above 4096 counts as 4096.
       batch_size: most tiles in flight on a device; None chooses by backend (`encode.tiles_in_flight`).
@@ -160,4 +163,4 @@ def encode_frames(
     if not frames:
         raise ValueError("A video must have at least one frame, got none.")
     config = dataclasses.replace(config, tiling=tiling)
-    return np.stack(encode_images(params, frames, config=config, batch_size=batch_size))
+    return np.stack(encode_images(params, frames, config=config, compute=compute, batch_size=batch_size))

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from multipatch_jax.checkpoint import CheckpointError
-from multipatch_jax.config import ModelConfig
+from multipatch_jax.config import ModelConfig, config_from_dict
 from multipatch_jax.params import flatten, mismatch_report
 from multipatch_jax.train.step import TrainState
 
@@ -174,11 +174,8 @@ def _rest(state: TrainState) -> dict[str, Any]:
 
 def _run(state: TrainState, config: ModelConfig) -> dict[str, Any]:
     """Return, in JSON's types, what a checkpoint must have in common with a run that resumes from it."""
-    model = dataclasses.asdict(config)
-    for how in ("dtype", "attention", "precision", "remat"):  # how to compute; may differ in the resumed run
-        del model[how]
     return {
-        "config": model,
+        "config": dataclasses.asdict(config),
         "optimizer": str(jax.tree.structure(state.opt_state)),
         "params": _shapes(state.params),
         "opt_state": _shapes(state.opt_state),
@@ -193,7 +190,8 @@ def _shapes(tree: Any) -> dict[str, list[int | str]]:
 
 
 def _check_run(where: str, expected: dict[str, Any], found: dict[str, Any]) -> None:
-    ours, theirs = flatten(expected["config"]), flatten(found["config"])
+    # An earlier version's config may have other fields: read it as a config first.
+    ours, theirs = (flatten(dataclasses.asdict(config_from_dict(run["config"]))) for run in (expected, found))
     changed = [f"{k}: {theirs.get(k)} there, {ours.get(k)} here" for k in ours | theirs if ours.get(k) != theirs.get(k)]
     if changed:
         raise CheckpointError(f"{where} is of another config, so it cannot be resumed here ({'; '.join(changed)}).")

@@ -13,7 +13,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from multipatch_jax.arguments import require_positive
 from multipatch_jax.config import ModelConfig
-from multipatch_jax.encode import check_tiles, encode_tiles, model_params, resolve_config, trace_encode
+from multipatch_jax.encode import check_tiles, encode_tiles, prepare_execution, trace_encode
+from multipatch_jax.nn import KERNELS, Compute
 from multipatch_jax.params import (
     BATCH,
     RULES,
@@ -103,8 +104,8 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     *,
     config: ModelConfig,
+    compute: Compute = Compute(),
     trainable: str = "connector",
-    remat: bool = False,
     accumulate: int = 1,
     max_norm: float | None = None,
     mesh: Mesh | None = None,
@@ -121,18 +122,18 @@ def make_train_step(
         be differentiated with respect to params. The loss must be a mean over the batch, so that averaging over the
         pieces of `accumulate` is right.
       optimizer: an optax transformation.
-      config: the model's config. With `dtype="bfloat16"` the forward and backward pass compute in bfloat16, while
-        trained params and optimiser state stay float32.
+      config: the model's config.
+      compute: how to compute. With `Compute(dtype="bfloat16")` the forward and backward pass compute in bfloat16, while
+        trained params and optimiser state stay float32. With `Compute(remat=True)` the backward pass computes each
+        layer's activations again, instead of keeping those of all layers.
       trainable: "connector", "vision", "lora", "all", or a regex that is searched in the paths of params. Only the
         params it selects are differentiated; the others cost neither gradients nor optimiser state.
-      remat: whether the backward pass computes each layer's activations again, instead of keeping those of all layers.
-        It replaces `config.remat`.
       accumulate: number of pieces that a batch is cut into. They run one after another, and their gradients are
         averaged in float32. A contrastive loss sees only the pairs within a piece.
       max_norm: if not None, gradients with a larger global norm are scaled down to this norm.
       mesh: the mesh passed to `init_train_state`. Each device encodes its own tiles. If the `tensor` axis has several
-        devices, attention heads are split over it, and `attention="auto"` means "plain". On several hosts, each host
-        passes its own rows of the batch to the step (`mp.params.local_rows`).
+        devices, attention heads are split over it, and automatic attention is a kernel that XLA can split. On several
+        hosts, each host passes its own rows of the batch to the step (`mp.params.local_rows`).
       rules: the rules passed to `init_train_state`.
 
     Returns:
@@ -146,25 +147,26 @@ def make_train_step(
     """
     check_mesh(mesh)
     accumulate = require_positive("accumulate", accumulate, "pieces")
-    config = dataclasses.replace(config, remat=remat)
     split_heads = mesh is not None and mesh.shape["tensor"] > 1
-    if split_heads and config.attention == "auto":
-        # XLA can split plain attention by heads. For our kernels, and for loops over heads, it would gather all heads.
-        config = dataclasses.replace(config, attention="plain")
+    if split_heads and compute.attention == "auto":
+        # For other kernels, and for loops over heads, XLA would gather all heads.
+        splittable = next(name for name, kernel in KERNELS.items() if kernel.splits_heads)
+        compute = dataclasses.replace(compute, attention=splittable)
 
     def encode(params: Params, tiles: jax.Array) -> jax.Array:
         if mesh is None:
-            return encode_tiles(params, tiles, config=config)
+            return encode_tiles(params, tiles, config=config, compute=compute)
         # On a mesh each device runs all of its tiles of a piece at once; use `accumulate` to have fewer in flight.
         if split_heads:
-            return encode_tiles(params, tiles, config=config, batch_size=len(tiles))
+            return encode_tiles(params, tiles, config=config, compute=compute, batch_size=len(tiles))
         check_tiles(tiles, config)
-        return trace_encode(model_params(params), tiles, resolve_config(config, params), len(tiles), mesh)
+        params, execution = prepare_execution(params, config, compute, len(tiles))
+        return trace_encode(params, tiles, dataclasses.replace(execution, mesh=mesh))
 
     def loss_of(trained: Params, frozen: Params, batch: Any, rng: jax.Array) -> jax.Array:
         params = merge_lora(merge_params(trained, frozen))
         if mesh is not None:
-            params = gather_fsdp(params, mesh, rules, config.dtype)
+            params = gather_fsdp(params, mesh, rules, compute.dtype)
         return loss_fn(params, batch, rng, encode).astype(jnp.float32)
 
     def laid_out(tree: Any) -> Any:

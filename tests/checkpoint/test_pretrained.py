@@ -1,6 +1,7 @@
 """Files to params and back: every tensor, bit for bit, or nothing at all."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import jax
@@ -77,6 +78,20 @@ def test_saved_folder_keeps_config_and_policies(tiny, tmp_path):
     _, half = mp.from_pretrained(tmp_path / "saved", dtype="bfloat16")
     assert_same_params(half, jax.tree.map(lambda x: x.astype("bfloat16"), tiny.params))
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+
+
+def test_a_folder_saved_with_any_setting_loads_and_runs_here(tiny, tiny_tiles, tmp_path):
+    """How a model is computed is never saved. Earlier versions did, for machines with another kernel too."""
+    mp.save_pretrained(tmp_path / "saved", tiny.config, tiny.params)
+    file = tmp_path / "saved" / "multipatch_config.json"
+    saved = json.loads(file.read_text())
+    settings = {"dtype": "float16", "attention": "cudnn", "precision": "high", "remat": True}
+    assert not saved.keys() & settings.keys()
+    file.write_text(json.dumps(saved | settings))
+    config, params = mp.from_pretrained(tmp_path / "saved")
+    assert config == tiny.config
+    tokens = mp.encode_tiles(params, tiny_tiles, config=config)
+    np.testing.assert_array_equal(tokens, mp.encode_tiles(tiny.params, tiny_tiles, config=config))
 
 
 def test_save_refuses_what_it_cannot_finish(tiny, tmp_path):

@@ -1,6 +1,5 @@
 """Exported programs: the CPU's gives the live tokens without this package; the others are as they say."""
 
-import dataclasses
 import json
 
 import jax
@@ -35,8 +34,7 @@ def exported(request, tiny, tiny_tiles, tmp_path_factory):
 
 def live_tokens(params, tiles, tiny, **options):
     """With "blocked" attention, as in a CPU's program: our compiled encoder cannot be exported."""
-    config = dataclasses.replace(tiny.config, attention="blocked")
-    return mp.encode_tiles(params, tiles, config=config, **options)
+    return mp.encode_tiles(params, tiles, config=tiny.config, compute=mp.Compute(attention="blocked"), **options)
 
 
 def test_a_process_without_this_package_gives_the_live_tokens(exported, tiny, tiny_tiles, tmp_path):
@@ -105,8 +103,8 @@ def test_a_platform_that_was_not_exported_is_refused(tiny, tmp_path):
 
 
 def test_bad_arguments_leave_nothing_behind(tiny, tmp_path, monkeypatch):
-    def run(config=tiny.config, **options):
-        mp.export_encoder(tmp_path / "out", config, tiny.params, **options)
+    def run(**options):
+        mp.export_encoder(tmp_path / "out", tiny.config, tiny.params, **options)
 
     with pytest.raises(ValueError, match=r"platforms must be some of cpu, cuda, tpu, got metal"):
         run(platforms=["metal"])
@@ -118,8 +116,8 @@ def test_bad_arguments_leave_nothing_behind(tiny, tmp_path, monkeypatch):
         mp.export_encoder(tmp_path / "out", mp.presets.SMOLVLM_256M, tiny.params)
     find_spec = export.importlib.util.find_spec
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None if "cuda" in name else find_spec(name))
-    with pytest.raises(ValueError, match=r"is exported where the CUDA wheels are"):
-        run(dataclasses.replace(tiny.config, attention="cudnn", dtype="bfloat16"), platforms=["cuda"])
+    with pytest.raises(ValueError, match=r"needs the CUDA wheels to be exported"):
+        run(compute=mp.Compute(attention="cudnn", dtype="bfloat16"), platforms=["cuda"])
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r'need flatbuffers: pip install "multipatch_jax\[export\]"'):
         run()

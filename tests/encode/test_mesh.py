@@ -38,10 +38,9 @@ tokens["array"] = mp.encode_image(params, jax.numpy.asarray(image), config=confi
 tokens["tiles"] = mp.encode_tiles(params, mp.tile_image_host(image, config.tiling), config=config)
 np.savez(out, **tokens)
 
-resolved = mp.encode.resolve_config(config, params)
-buffer = tile_queue._new_buffer(size=20, tile_size=config.tiling.tile_size, mesh=mesh)
-static = {"config": resolved, "mesh": mesh}
-chunk = tile_queue._encode_chunk.lower(params, buffer, size=4, batch_size=1, **static).compile()
+params, execution = mp.encode.prepare_execution(params, config)
+buffer = tile_queue._new_buffer(execution=execution)
+chunk = dict(mp.encode.lower_stream(params, execution))["encode 4 tiles"].compile()
 print(json.dumps({
     "buffer": buffer.shape,
     "share": buffer.addressable_shards[0].data.shape,

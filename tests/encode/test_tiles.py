@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import multipatch_jax as mp
-from multipatch_jax.encode import resolve_config
 from multipatch_reference import distance
 from tests.helpers import tolerances
 from tests.helpers.images import noise
@@ -27,7 +26,7 @@ def test_one_tile_at_a_time_equals_all_at_once(tiny, tiny_tiles, tokens):
 
 
 def test_vmap_of_the_module_equals_encode_tiles(tiny, tiny_tiles, tokens):
-    module = mp.MultiPatchVisionProcessor(resolve_config(tiny.config, tiny.params))
+    module = mp.MultiPatchVisionProcessor(tiny.config)
     pixels = (jnp.asarray(tiny_tiles, jnp.float32) - 127.5) / 127.5
     got = jax.vmap(lambda tile: module.apply({"params": tiny.params}, tile))(pixels)
     assert distance(got, tokens) <= tolerances.SAME_PROGRAM

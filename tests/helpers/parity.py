@@ -27,14 +27,14 @@ def normalised(tiles: np.ndarray) -> np.ndarray:
     return np.asarray(mp.image.normalize(jnp.asarray(tiles)))
 
 
-def check_model(model: Model, tiles: np.ndarray) -> None:
+def check_model(model: Model, tiles: np.ndarray, compute: mp.Compute = mp.Compute()) -> None:
     """Asserts float32 parity of the tower's features and of the visual tokens."""
     pixels = normalised(tiles)
     features32, tokens32 = reference.image_features(model.reference, pixels)
     features64, tokens64 = reference.image_features(model.reference.double(), pixels)
     model.reference.float()
-    features = mp.vision_features(model.params, pixels, config=model.config)
+    features = mp.vision_features(model.params, pixels, config=model.config, compute=compute)
     assert_float32_parity(features, features32, features64)
-    tokens = mp.encode_tiles(model.params, tiles, config=model.config)
+    tokens = mp.encode_tiles(model.params, tiles, config=model.config, compute=compute)
     assert tokens.shape == (len(tiles), model.config.tiling.tokens_per_tile, model.config.connector.text_hidden_size)
     assert_float32_parity(tokens, tokens32, tokens64)

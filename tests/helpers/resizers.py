@@ -5,6 +5,9 @@ import torch
 from hypothesis import strategies as st
 from PIL import Image
 
+from multipatch_jax.image.host import resize_numpy
+from multipatch_jax.image.steps import ResizePlan
+
 FILTERS = ("lanczos", "bicubic", "bilinear")
 filters = st.sampled_from(FILTERS)
 sides = st.one_of(st.integers(1, 12), st.integers(1, 260))
@@ -28,3 +31,8 @@ def pillow_12(image: np.ndarray, size: tuple[int, int], name: str = "lanczos") -
 
 def torch_lanczos(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return torch_antialiased(image, size, "lanczos")
+
+
+def resize_host(image: np.ndarray, size: tuple[int, int], name: str, resampler: str) -> np.ndarray:
+    """Our resize in NumPy, from the image's own size."""
+    return resize_numpy(image, ResizePlan((image.shape[0], image.shape[1]), size, name, resampler, order_varies=True))

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from multipatch_jax.config import TilingConfig
 from multipatch_jax.image import (
-    bucket_of,
-    fits_bucket,
-    pad_to_bucket,
+    blank_images,
+    bucket_side,
     plan_tiles,
+    prepare_image,
     tile_image_host,
     tile_padded,
     tiling_steps,
@@ -24,19 +24,19 @@ from tests.helpers.images import black_and_white, plan_of
 from tests.helpers.tiling import SMALL, assert_same_bytes
 
 
-@pytest.mark.parametrize("implementation", ["gather", "banded"])
-def test_one_compilation_for_a_bucket_and_a_number_of_tiles(implementation):
-    static = {"num_tiles": 13, "tiling": SMALL, "implementation": implementation}
+@pytest.mark.parametrize("form", ["gather", "banded"])
+def test_one_compilation_for_a_bucket_and_a_number_of_tiles(form):
+    static = {"num_tiles": 13, "tiling": SMALL, "form": form}
     tiles_of: Any = jax.jit(functools.partial(tile_padded, **static))
     rng = np.random.default_rng(0)
     grids = set()
     for seed in range(40):
         shorter = int(rng.integers(60, 600))
         height, width = rng.permutation([shorter, int(shorter * rng.uniform(1.34, 1.7))])
-        image, plan, bucket = black_and_white(height, width, seed), plan_tiles(height, width, SMALL), (1024, 1024)
-        padded = rng.integers(0, 256, (*bucket, 3), np.uint8)  # what is in the padding must not show
+        image, plan = black_and_white(height, width, seed), plan_tiles(height, width, SMALL)
+        padded = rng.integers(0, 256, (1024, 1024, 3), np.uint8)  # what is in the padding must not show
         padded[:height, :width] = image
-        assert_same_bytes(tiles_of(padded, tiling_steps(plan, SMALL, bucket)), tile_image_host(image, SMALL))
+        assert_same_bytes(tiles_of(padded, tiling_steps(plan, SMALL, 1024)), tile_image_host(image, SMALL))
         grids.add((plan.rows, plan.cols))
     assert grids == {(3, 4), (4, 3)}
     assert tiles_of._cache_size() == 1
@@ -47,26 +47,45 @@ def test_room_for_more_tiles_than_the_image_has():
     tiles_of: Any = jax.jit(functools.partial(tile_padded, num_tiles=17, tiling=SMALL))
     for size in ((60, 64), (300, 451), (100, 900), (500, 500), (400, 170), (64, 64)):
         image = black_and_white(*size)
-        plan = plan_of(image, SMALL)
-        got = tiles_of(pad_to_bucket(image), tiling_steps(plan, SMALL, bucket_of(*size)))
+        plan, pixels, steps, _ = prepare_image(image, SMALL)
+        got = tiles_of(pixels, steps)
         assert got.shape == (17, 64, 64, 3)
         assert_same_bytes(got[: plan.num_tiles], tile_image_host(image, SMALL))
     assert tiles_of._cache_size() == 1
 
 
 def test_buckets():
-    assert bucket_of(1, 1) == bucket_of(1024, 1024) == bucket_of(1024, 3) == (1024, 1024)
-    assert bucket_of(1025, 1) == bucket_of(5, 2048) == (2048, 2048)
-    assert bucket_of(2049, 4096) == (4096, 4096)
-    with pytest.raises(ValueError, match="at most 4096 pixels a side, got 4097 x 10"):
-        bucket_of(4097, 10)
+    sides = {size: bucket_side(plan_tiles(*size)) for size in ((1, 1), (1024, 1024), (1024, 3), (1025, 1), (5, 2048))}
+    assert list(sides.values()) == [1024, 1024, 1024, 2048, 2048]
+    assert bucket_side(plan_tiles(2049, 4096)) == 4096
+    assert bucket_side(plan_tiles(4097, 10)) is None
+
+
+def test_an_image_is_in_a_bucket_or_cut_into_tiles():
+    for image, on_device in ((black_and_white(60, 90), True), (black_and_white(60, 90), False)):
+        prepared = prepare_image(image, SMALL, on_device=on_device)
+        assert prepared.plan == plan_of(image, SMALL)
+        assert (prepared.pixels is None) == (prepared.steps is None) == (prepared.tiles is not None) == (not on_device)
+    large = prepare_image(black_and_white(4097, 10), SMALL)
+    assert large.pixels is None
+    assert large.tiles is not None
+    assert_same_bytes(large.tiles, tile_image_host(black_and_white(4097, 10), SMALL))
+
+
+def test_blank_images_have_the_shapes_of_every_image_of_their_bucket():
+    blanks = {image.pixels.shape: image for image in blank_images(SMALL) if image.pixels is not None}
+    assert list(blanks) == [(side, side, 3) for side in (1024, 2048, 4096)]
+    prepared = prepare_image(black_and_white(300, 1500), SMALL)
+    assert prepared.pixels is not None
+    blank = blanks[prepared.pixels.shape]
+    assert jax.tree.map(np.shape, prepared.steps) == jax.tree.map(np.shape, blank.steps)
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(1, 4096), st.integers(1, 4096), st.sampled_from(["lanczos", "bicubic", "bilinear"]))
 def test_all_images_up_to_4096_fit_the_device(height, width, name):
     tiling = TilingConfig(filter=name)
-    assert fits_bucket(plan_tiles(height, width, tiling), tiling)
+    assert bucket_side(plan_tiles(height, width, tiling), tiling) is not None
 
 
 @pytest.mark.parametrize(
@@ -82,12 +101,13 @@ def test_all_images_up_to_4096_fit_the_device(height, width, name):
 def test_what_does_not_fit_the_device(size, options):
     tiling = dataclasses.replace(SMALL, **options)
     height, width = size
-    assert not fits_bucket(plan_tiles(height, width, tiling), tiling)
+    assert bucket_side(plan_tiles(height, width, tiling), tiling) is None
 
 
 def test_padding_to_a_bucket():
     image = black_and_white(700, 1030)
-    padded = pad_to_bucket(image)
+    padded = prepare_image(image).pixels
+    assert padded is not None
     assert padded.shape == (2048, 2048, 3)
     assert np.array_equal(padded[:700, :1030], image)
     assert not padded[700:].any()

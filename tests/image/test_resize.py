@@ -9,23 +9,22 @@ import numpy as np
 import pytest
 
 from multipatch_jax.image import resize as resize_module
-from multipatch_jax.image.filters import SUPPORT, axis_weights, pad_axis_weights, vertical_first
-from multipatch_jax.image.host import resize_host
-from multipatch_jax.image.resize import ResizeStep, default_resize_implementation, resize
+from multipatch_jax.image.resize import default_resize_form, resize
+from multipatch_jax.image.steps import ResizePlan
+from multipatch_jax.resamplers import FILTERS as FILTER_TABLE
+from multipatch_jax.resamplers import pad_axis_weights
 from tests.helpers.images import mixed_noise
-from tests.helpers.resizers import FILTERS, pillow, torch_antialiased
+from tests.helpers.resizers import FILTERS, pillow, resize_host, torch_antialiased
 
 
-def exact_plan(in_size, out_size, name="lanczos", resampler="pillow"):
-    vertical, horizontal = (axis_weights(*size, name, resampler) for size in zip(in_size, out_size, strict=True))
-    order = np.array(vertical_first(in_size, out_size, resampler))
-    return ResizeStep(vertical, horizontal, np.array(in_size, np.int32), np.array(out_size, np.int32), order)
+def exact_step(in_size, out_size, name="lanczos", resampler="pillow"):
+    return ResizePlan(in_size, out_size, name, resampler, order_varies=True).arrays()
 
 
-def padded_plan(in_size, out_size, side, taps, name="lanczos", resampler="pillow"):
-    plan = exact_plan(in_size, out_size, name, resampler)
-    vertical, horizontal = (pad_axis_weights(one, side, taps) for one in plan[:2])
-    return plan._replace(vertical=vertical, horizontal=horizontal)
+def padded_step(in_size, out_size, side, taps, name="lanczos", resampler="pillow"):
+    step = exact_step(in_size, out_size, name, resampler)
+    vertical, horizontal = (pad_axis_weights(one, side, taps) for one in step[:2])
+    return step._replace(vertical=vertical, horizontal=horizontal)
 
 
 ODD_SIZES = [
@@ -44,26 +43,26 @@ ODD_SIZES = [
 
 
 @pytest.mark.parametrize(("in_size", "out_size"), ODD_SIZES)
-@pytest.mark.parametrize("implementation", ["gather", "banded"])
-def test_resize_on_the_device(in_size, out_size, implementation):
+@pytest.mark.parametrize("form", ["gather", "banded"])
+def test_resize_on_the_device(in_size, out_size, form):
     image = mixed_noise(*in_size)
-    plan = exact_plan(in_size, out_size)
-    got = jax.jit(lambda x: resize(x, plan, implementation=implementation))(image)
+    step = exact_step(in_size, out_size)
+    got = jax.jit(lambda x: resize(x, step, form=form))(image)
     assert got.dtype == jnp.uint8
     assert np.array_equal(got, pillow(image, out_size, "lanczos"))
 
 
-@pytest.mark.parametrize("implementation", ["gather", "banded"])
+@pytest.mark.parametrize("form", ["gather", "banded"])
 @pytest.mark.parametrize("name", FILTERS)
-def test_one_program_resizes_images_of_all_sizes(name, implementation):
+def test_one_program_resizes_images_of_all_sizes(name, form):
     """Sizes, weights, order and skipped passes are data; the padding has no influence."""
     side, out_side, traces = 300, 200, []
-    taps = math.ceil(2 * SUPPORT[name] * 8) + 1
+    taps = math.ceil(2 * FILTER_TABLE[name].support * 8) + 1
 
     @jax.jit
-    def one_resize(x, plan):
+    def one_resize(x, step):
         traces.append(1)
-        return resize(x, plan, filter=name, implementation=implementation)
+        return resize(x, step, filter=name, form=form)
 
     rng = np.random.default_rng(0)
     orders, skips = set(), set()
@@ -77,13 +76,13 @@ def test_one_program_resizes_images_of_all_sizes(name, implementation):
             width = out_width
         in_size, out_size = (height, width), (out_height, out_width)
         resampler = ("pillow", "torchvision")[seed % 2]
-        plan = padded_plan(in_size, out_size, out_side, taps, name, resampler)
-        orders.add(bool(plan.vertical_first))
+        step = padded_step(in_size, out_size, out_side, taps, name, resampler)
+        orders.add(bool(step.vertical_first))
         skips.add(tuple(a == b for a, b in zip(in_size, out_size, strict=True)))
         padded = rng.integers(0, 256, (side, side, 3), np.uint8)
         image = mixed_noise(height, width, seed)
         padded[:height, :width] = image
-        got = np.asarray(one_resize(padded, plan))[:out_height, :out_width]
+        got = np.asarray(one_resize(padded, step))[:out_height, :out_width]
         assert np.array_equal(got, resize_host(image, out_size, name, resampler)), (in_size, out_size)
     assert len(traces) == 1
     assert orders == {True, False}
@@ -92,10 +91,9 @@ def test_one_program_resizes_images_of_all_sizes(name, implementation):
 
 @pytest.mark.parametrize(("in_size", "out_size"), [((700, 17), (129, 17)), ((17, 90), (17, 300))])
 def test_gather_equals_banded(in_size, out_size):
-    image, plan = mixed_noise(*in_size), exact_plan(in_size, out_size, "bicubic", "torchvision")
+    image, step = mixed_noise(*in_size), exact_step(in_size, out_size, "bicubic", "torchvision")
     gather, banded = (
-        jax.jit(functools.partial(resize, filter="bicubic", implementation=one))(image, plan)
-        for one in ("gather", "banded")
+        jax.jit(functools.partial(resize, filter="bicubic", form=one))(image, step) for one in ("gather", "banded")
     )
     assert np.array_equal(gather, banded)
     assert np.array_equal(gather, torch_antialiased(image, out_size, "bicubic"))
@@ -105,21 +103,21 @@ def test_too_many_taps_for_float32_are_gathered(monkeypatch):
     assert resize_module._MAX_BANDED_TAPS * 128 * 255 < 2**24
     monkeypatch.setattr(resize_module, "_MAX_BANDED_TAPS", 20)
     monkeypatch.setattr(resize_module, "_banded_pass", None)
-    image, plan = mixed_noise(40, 3), exact_plan((40, 3), (8, 3))
-    assert plan.vertical.weights.shape[1] == 30
-    assert np.array_equal(resize(jnp.asarray(image), plan, implementation="banded"), pillow(image, (8, 3), "lanczos"))
+    image, step = mixed_noise(40, 3), exact_step((40, 3), (8, 3))
+    assert step.vertical.weights.shape[1] == 30
+    assert np.array_equal(resize(jnp.asarray(image), step, form="banded"), pillow(image, (8, 3), "lanczos"))
 
 
 def test_resize_under_vmap():
     images = np.stack([mixed_noise(40, 50, seed) for seed in range(3)])
-    plan = exact_plan((40, 50), (25, 70))
-    for implementation in ("gather", "banded"):
-        got = jax.vmap(functools.partial(resize, plan=plan, implementation=implementation))(jnp.asarray(images))
+    step = exact_step((40, 50), (25, 70))
+    for form in ("gather", "banded"):
+        got = jax.vmap(functools.partial(resize, step=step, form=form))(jnp.asarray(images))
         for one, image in zip(got, images, strict=True):
             assert np.array_equal(one, pillow(image, (25, 70), "lanczos"))
 
 
-def test_the_implementation_suits_the_backend(monkeypatch):
-    assert default_resize_implementation() == {"cpu": "gather"}.get(jax.default_backend(), "banded")
+def test_the_form_suits_the_backend(monkeypatch):
+    assert default_resize_form() == {"cpu": "gather"}.get(jax.default_backend(), "banded")
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    assert default_resize_implementation() == "banded"
+    assert default_resize_form() == "banded"

@@ -4,10 +4,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from multipatch_jax.image.filters import vertical_first
-from multipatch_jax.image.host import resize_host
+from multipatch_jax.resamplers import RESAMPLERS
 from tests.helpers.images import mixed_noise
-from tests.helpers.resizers import filters, pillow, pillow_12, sides, torch_antialiased
+from tests.helpers.resizers import filters, pillow, pillow_12, resize_host, sides, torch_antialiased
 
 
 @settings(max_examples=150, deadline=None)
@@ -41,9 +40,9 @@ def test_the_order_of_passes_is_pillows():
         vertical = pillow(pillow(image, (out_height, width), "lanczos"), size, "lanczos")
         if np.array_equal(horizontal, vertical):
             continue
-        first = vertical_first((height, width), size, "pillow")
+        first = RESAMPLERS["pillow"].vertical_first((height, width), size)
         assert np.array_equal(pillow(image, size, "lanczos"), vertical if first else horizontal)
         told_apart[first] += 1
-        assert not vertical_first((height, width), size, "pillow12")
-        assert not vertical_first((height, width), size, "torchvision")
+        assert not RESAMPLERS["pillow12"].vertical_first((height, width), size)
+        assert not RESAMPLERS["torchvision"].vertical_first((height, width), size)
     assert min(told_apart.values()) > 200

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from multipatch_jax.config import TilingConfig
-from multipatch_jax.image import bucket_of, tile, tile_image, tile_image_host
+from multipatch_jax.image import bucket_side, tile, tile_image, tile_image_host
 from tests.helpers.images import black_and_white, plan_of
 from tests.helpers.resizers import pillow_12, torch_lanczos
 from tests.helpers.tiling import SMALL, assert_same_bytes, photographs, reference_tiles
@@ -78,8 +78,8 @@ def test_small_tiles_are_the_references():
         assert_same_bytes(tile_image_host(image, SMALL), expected)
         assert_same_bytes(tile_image(image, SMALL), expected)
         plan = plan_of(image, SMALL)
-        programs.add((bucket_of(*image.shape[:2]), plan.num_tiles))
-        grids.add((bucket_of(*image.shape[:2]), plan.rows, plan.cols))
+        programs.add((bucket_side(plan, SMALL), plan.num_tiles))
+        grids.add((bucket_side(plan, SMALL), plan.rows, plan.cols))
     assert program._cache_size() == len(programs) < len(grids)
 
 

@@ -7,8 +7,7 @@ import pytest
 import torch
 from jax.experimental.pallas import tpu as pltpu
 
-from multipatch_jax.nn import native
-from multipatch_jax.nn.attention import KERNELS, attention, choose_kernel
+from multipatch_jax.nn.attention import KERNELS, attention
 from multipatch_reference import distance
 from tests.helpers import tolerances
 
@@ -122,34 +121,6 @@ def test_cudnn_is_as_good_as_plain():
     qkv = random_qkv((729, 4, 72), jnp.bfloat16)
     mine, plain = (attention(*qkv, kernel=name) for name in ("cudnn", "plain"))
     assert distance(mine, exact) <= tolerances.BFLOAT16_RATIO * distance(plain, exact)
-
-
-def test_auto_is_decided_by_platform_and_dtype():
-    found = {
-        (platform, dtype): choose_kernel("auto", dtype, platform)
-        for platform in ("cpu", "tpu", "cuda", "rocm")
-        for dtype in ("float32", "bfloat16")
-    }
-    assert found == {
-        ("cpu", "float32"): "blocked",
-        ("cpu", "bfloat16"): "blocked",
-        ("tpu", "float32"): "pallas_tpu",
-        ("tpu", "bfloat16"): "pallas_tpu",
-        ("cuda", "float32"): "plain",
-        ("cuda", "bfloat16"): "cudnn",
-        ("rocm", "float32"): "plain",
-        ("rocm", "bfloat16"): "plain",
-    }
-    assert choose_kernel("plain", "float32", "tpu") == "plain"
-    here = choose_kernel("auto", "float32")
-    assert here == ("native" if native.best_build() else "blocked") or jax.default_backend() != "cpu"
-    assert choose_kernel("auto", "bfloat16") == choose_kernel("auto", "bfloat16", jax.default_backend())
-
-
-@pytest.mark.parametrize(("dtype", "platform"), [("bfloat16", None), ("float32", "tpu"), ("float32", "cpu")])
-def test_native_is_refused_for_other_dtypes_and_platforms(dtype, platform):
-    with pytest.raises(ValueError, match=r"is for float32 on a CPU, in a program for this machine.*Use \"auto\""):
-        choose_kernel("native", dtype, platform)
 
 
 def test_an_unknown_kernel_is_refused():

@@ -59,19 +59,21 @@ def check_gradients(ours, theirs, config):
 
 
 # The kernels of a CPU; those of other backends take their gradient from "plain".
-ON_CPU = ["plain", "blocked"] + ["native"] * (native.best_build() is not None)
+COMPUTE = {name: mp.Compute(attention=name) for name in ("plain", "blocked")}
+if native.best_build() is not None:
+    COMPUTE["native"] = mp.Compute(encoder="native")
 
 
 @pytest.mark.parametrize(("remat", "tiles"), [(False, "one after another"), (True, "all at once")])
-@pytest.mark.parametrize("implementation", ON_CPU)
+@pytest.mark.parametrize("implementation", COMPUTE)
 def test_gradients_equal_pytorchs(implementation, remat, tiles, fine):
     """Tiles go one after another (`lax.map`) without a mesh, and all at once (vmap) with one."""
     model, batch, theirs = fine
     options = {
-        "config": dataclasses.replace(model.config, attention=implementation),
+        "compute": dataclasses.replace(COMPUTE[implementation], remat=remat),
         "mesh": mp.params.make_mesh() if tiles == "all at once" else None,
     }
-    ours = gradients(model, batch, loss_fn=along, remat=remat, trainable="all", **options)
+    ours = gradients(model, batch, loss_fn=along, trainable="all", **options)
     check_gradients(ours, theirs, model.config)
 
 
@@ -80,7 +82,8 @@ def test_remat_keeps_less(fine):
     optimizer, temporary = optax.sgd(0.1), {}
     for remat in (False, True):
         state = mp.train.init_train_state(model.params, optimizer, trainable="vision", rng=jax.random.key(0))
-        step = mp.train.make_train_step(along, optimizer, config=model.config, trainable="vision", remat=remat)
+        compute = mp.Compute(remat=remat)
+        step = mp.train.make_train_step(along, optimizer, config=model.config, compute=compute, trainable="vision")
         memory = jax.jit(step).lower(state, batch).compile().memory_analysis()
         assert memory is not None
         temporary[remat] = memory.temp_size_in_bytes

@@ -1,6 +1,5 @@
 """The compiled encoder: every build that runs here, against the same encoder in JAX."""
 
-import dataclasses
 import sys
 from unittest import mock
 
@@ -11,7 +10,6 @@ import pytest
 
 import multipatch_jax as mp
 from multipatch_jax.nn import native, siglip
-from multipatch_jax.nn.attention import kernels
 from multipatch_reference import distance
 from tests.helpers import tolerances
 from tests.helpers.models import MEMBERS, make_model, with_layers
@@ -26,6 +24,9 @@ pytestmark = pytest.mark.skipif(
 SHAPES = [(1, 24, 4, 50), (3, 20, 5, 7), (7, 96, 4, 128), (13, 144, 2, 301), (27, 144, 2, 272), (32, 64, 1, 513)]
 
 
+IN_FLAX = mp.Compute(dtype="float32", attention="blocked", encoder="flax", precision="highest")
+
+
 def an_encoder(side, width, heads, hidden, layers=2):
     """(module, params, x): all random, norms and biases too, but so small that attention does not magnify roundings."""
     tower = mp.VisionConfig(
@@ -36,14 +37,7 @@ def an_encoder(side, width, heads, hidden, layers=2):
         image_size=side,
         patch_size=1,
     )
-    config = mp.ModelConfig(
-        vision=tower,
-        connector=mp.ConnectorConfig(scale_factor=1, text_hidden_size=8),
-        tiling=mp.TilingConfig(longest_edge=side, tile_size=side, tokens_per_tile=side * side),
-        dtype="float32",
-        attention="blocked",
-    )
-    module = siglip.Encoder(config)
+    module = siglip.Encoder(tower, IN_FLAX)
     x = jax.random.normal(jax.random.key(0), (side * side, width))
     params = module.init(jax.random.key(1), x)["params"]
     keys = iter(jax.random.split(jax.random.key(2), 99))
@@ -51,11 +45,11 @@ def an_encoder(side, width, heads, hidden, layers=2):
 
 
 def in_jax(module):
-    return lambda layers, x: module.apply({"params": {"layers": layers}}, x)
+    return lambda layers, x: module.apply({"params": {"layers": layers}}, x)[0]
 
 
 def compiled(module, build=None):
-    tower = module.config.vision
+    tower = module.config
     fixed = (tower.num_attention_heads, tower.layer_norm_eps, in_jax(module), build)
     return lambda layers, x: native.encoder(layers, x, *fixed)
 
@@ -79,10 +73,9 @@ def test_every_build_is_the_encoder(build, shape):
 def test_every_build_is_within_the_references_distance(build, name, layers, photo, tmp_path):
     config = with_layers(MEMBERS[name], layers)
     model = make_model(config, tmp_path)
-    model = model._replace(config=dataclasses.replace(config, attention="native"))
-    jax.clear_caches()  # a build is not part of the config, so a program of another build would be found in the cache
+    jax.clear_caches()  # a build is not part of the settings, so a program of another build would be found in the cache
     with mock.patch.object(native, "best_build", return_value=build):
-        check_model(model, some_tiles(photo, config, 1))
+        check_model(model, some_tiles(photo, config, 1), mp.Compute(encoder="native"))
     jax.clear_caches()
 
 
@@ -157,10 +150,10 @@ def test_frozen_layers_are_run_by_the_compiled_encoder():
 
 def test_params_of_another_dtype_are_cast(tiny, tiny_tiles):
     params = jax.tree.map(lambda x: x.astype("bfloat16"), tiny.params)
-    native_config, blocked = (
-        dataclasses.replace(tiny.config, dtype="float32", attention=name) for name in ("native", "blocked")
+    found, expected = (
+        mp.encode_tiles(params, tiny_tiles[:1], config=tiny.config, compute=mp.Compute(dtype="float32", encoder=name))
+        for name in ("native", "flax")
     )
-    found, expected = (mp.encode_tiles(params, tiny_tiles[:1], config=config) for config in (native_config, blocked))
     assert distance(found, expected) <= tolerances.SAME_PROGRAM
 
 
@@ -175,17 +168,18 @@ def test_a_build_that_does_not_load_is_left_out(tmp_path):
 
 def test_without_a_build_auto_is_what_xla_compiles():
     with mock.patch.object(native, "builds", return_value=()):
-        assert kernels.choose_kernel("auto", "float32") == "blocked"
+        chosen = mp.nn.resolve_compute(mp.Compute(), "float32")
+        assert (chosen.encoder, chosen.attention) == ("flax", "blocked")
         with pytest.raises(ValueError, match="with a C\\+\\+ compiler"):
-            kernels.choose_kernel("native", "float32")
+            mp.nn.resolve_compute(mp.Compute(encoder="native"), "float32")
 
 
 def test_masks_go_through_jax(tiny):
     pixels = jnp.ones((1, 64, 64, 3))
-    config = dataclasses.replace(tiny.config, attention="native")
+    options = {"config": tiny.config, "compute": mp.Compute(encoder="native")}
     full = np.ones((1, 64, 64), bool)
-    masked = mp.vision_features(tiny.params, pixels, config=config, pixel_attention_mask=full)
-    assert distance(mp.vision_features(tiny.params, pixels, config=config), masked) <= tolerances.SAME_PROGRAM
+    masked = mp.vision_features(tiny.params, pixels, pixel_attention_mask=full, **options)
+    assert distance(mp.vision_features(tiny.params, pixels, **options), masked) <= tolerances.SAME_PROGRAM
 
 
 def test_importing_loads_no_build():

@@ -23,8 +23,7 @@ CONFIGS_SEEN = (mp.presets.SMOLVLM_256M, mp.presets.SMOLVLM_2_2B, mp.presets.IDE
 def test_float32(name, layers, count, implementation, photo, tmp_path):
     config = with_layers(MEMBERS[name], layers)
     model = make_model(config, tmp_path)
-    model = model._replace(config=dataclasses.replace(config, attention=implementation))
-    check_model(model, some_tiles(photo, config, count))
+    check_model(model, some_tiles(photo, config, count), mp.Compute(attention=implementation))
 
 
 @pytest.mark.parametrize("name", [name for name in mp.PRESETS if mp.PRESETS[name] not in CONFIGS_SEEN])
@@ -76,8 +75,7 @@ def test_bfloat16(name, photo, tmp_path):
         assert distance(mine, truth) <= tolerances.BFLOAT16_RATIO * distance(their, truth)
 
 
-def test_dtype_of_the_config_rules_the_computation(tiny, tiny_tiles):
-    config = dataclasses.replace(tiny.config, dtype="bfloat16")
-    tokens = mp.encode_tiles(tiny.params, tiny_tiles, config=config)
+def test_the_dtype_asked_for_rules_the_computation(tiny, tiny_tiles):
+    tokens = mp.encode_tiles(tiny.params, tiny_tiles, config=tiny.config, compute=mp.Compute(dtype="bfloat16"))
     assert tokens.dtype == jnp.bfloat16
     assert 1e-4 < distance(tokens, mp.encode_tiles(tiny.params, tiny_tiles, config=tiny.config)) < 2e-2

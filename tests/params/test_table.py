@@ -1,6 +1,9 @@
 """The table of tensors: their number, size, names and shapes, as the reference has them; the check of params."""
 
+import dataclasses
+
 import jax
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText
@@ -9,6 +12,8 @@ import multipatch_jax as mp
 import multipatch_reference as reference
 from tests.helpers.checkpoints import ALL
 
+BLANK = np.zeros((1, 64, 64, 3), np.uint8)
+
 
 def test_params_are_plain_dicts_of_the_modules_own_shapes(tiny):
     assert type(tiny.params) is dict
@@ -16,6 +21,21 @@ def test_params_are_plain_dicts_of_the_modules_own_shapes(tiny):
     shapes = jax.tree.map(jax.numpy.shape, mp.init_params(jax.random.key(0), tiny.config))
     assert jax.tree.map(jax.numpy.shape, tiny.params) == shapes
     assert mp.params.flatten(shapes) == mp.params.param_shapes(tiny.config)
+
+
+@pytest.mark.parametrize("kind", mp.nn.CONNECTORS)
+def test_the_row_of_every_connector_has_the_shapes_of_its_module(kind, tiny):
+    config = dataclasses.replace(tiny.config, connector=dataclasses.replace(tiny.config.connector, kind=kind))
+    params = jax.eval_shape(lambda: mp.init_params(jax.random.key(0), config))
+    mp.params.check_params(params, config)
+    tokens = jax.eval_shape(lambda params: mp.encode_tiles(params, BLANK, config=config), params)
+    assert tokens.shape == (1, config.tiling.tokens_per_tile, config.connector.text_hidden_size)
+
+
+def test_an_unknown_connector_is_refused(tiny):
+    config = dataclasses.replace(tiny.config, connector=dataclasses.replace(tiny.config.connector, kind="resampler"))
+    with pytest.raises(ValueError, match="ConnectorConfig.kind must be one of idefics3, got 'resampler'"):
+        mp.encode_tiles(tiny.params, BLANK, config=config)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """The step: what is trained and what is not, its arithmetic, and the batches that it refuses."""
 
-import dataclasses
 import functools
 import re
 
@@ -151,7 +150,7 @@ def test_clipping_is_by_the_global_norm(tiny, batch, whole):
 
 def test_bfloat16_computes_with_float32_masters(tiny, batch, whole):
     """Masters stay float32 and move by less than bfloat16 resolves; the frozen tower may be bfloat16."""
-    config = dataclasses.replace(tiny.config, dtype="bfloat16")
+    compute = mp.Compute(dtype="bfloat16")
     halves = jax.tree.map(lambda x: x.astype(jnp.bfloat16), tiny.params)
     seen = []
 
@@ -160,7 +159,7 @@ def test_bfloat16_computes_with_float32_masters(tiny, batch, whole):
         seen.append(tokens.dtype)
         return mp.train.distillation_loss(tokens, batch["teacher"])
 
-    state, _ = train(tiny, batch, optax.sgd(1e-5), config=config, params=halves, loss_fn=loss, steps=3)
+    state, _ = train(tiny, batch, optax.sgd(1e-5), compute=compute, params=halves, loss_fn=loss, steps=3)
     assert set(seen) == {jnp.dtype("bfloat16")}
     assert kernel(state.params).dtype == np.float32
     assert state.params["vision_model"]["post_layernorm"]["scale"].dtype == jnp.bfloat16
@@ -168,7 +167,7 @@ def test_bfloat16_computes_with_float32_masters(tiny, batch, whole):
     moved = kernel(state.params) - start
     assert np.median(np.abs(moved[moved != 0]) / np.abs(start[moved != 0])) < 2**-9  # bfloat16 would lose it
     assert np.mean(moved != 0) > 0.9
-    rounded = gradients(tiny, batch, config=config)
+    rounded = gradients(tiny, batch, compute=compute)
     assert kernel(rounded).dtype == np.float32
     assert 1e-4 < distance(kernel(rounded), kernel(whole)) < 2e-2
 

@@ -1,5 +1,5 @@
-"""Bidirectional multi-head attention over the patches of one tile: one file for each kernel, and the choice of one."""
+"""Bidirectional multi-head attention over the patches of one tile: a file and a row of `KERNELS` for each kernel."""
 
-from multipatch_jax.nn.attention.kernels import KERNELS, attention, choose_kernel
+from multipatch_jax.nn.attention.kernels import KERNELS, attention
 
-__all__ = ["KERNELS", "attention", "choose_kernel"]
+__all__ = ["KERNELS", "attention"]

@@ -3,8 +3,6 @@
 import jax
 from jaxtyping import Array, Bool, Float
 
-from multipatch_jax.nn.attention.plain import plain
-
 
 def cudnn(
     q: Float[Array, "P h d"],
@@ -13,7 +11,5 @@ def cudnn(
     mask: Bool[Array, " P"] | None,
     precision: str | None,
 ) -> Float[Array, "P h d"]:
-    """Run cuDNN's kernel, or `plain` where there is a mask: cuDNN's backward pass takes no mask for an odd P."""
-    if mask is not None:
-        return plain(q, k, v, mask, precision)
+    """Run cuDNN's kernel. It takes no mask, because its backward pass takes none for an odd number of patches."""
     return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")

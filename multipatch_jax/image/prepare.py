@@ -1,0 +1,86 @@
+"""Prepare an image for its program: padded to a size bucket, or, if it fits none, cut into tiles on the host.
+
+XLA compiles a program for each shape of its inputs, so every new image size would have to wait for the compiler.
+Instead, an image is padded to its bucket, the smallest of three squares that holds it. Everything else that differs
+between the images of a bucket is passed as arrays of static shape (`TilingSteps`): sizes, grid and resize weights. So a
+few compiled programs serve images of every size.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+
+from multipatch_jax.config import TilingConfig
+from multipatch_jax.image.host import tile_image_host
+from multipatch_jax.image.plan import TilePlan, plan_tiles
+from multipatch_jax.image.steps import TilingSteps, resize_plans, tiling_steps
+
+BUCKETS = (1024, 2048, 4096)  # sides of the squares that images are padded to, in pixels
+
+
+class PreparedImage(NamedTuple):
+    """An image, ready for its program: in a bucket, or as tiles.
+
+    Attributes:
+      plan: of the image.
+      pixels: the image in the upper left corner of its bucket; None if it fits no bucket.
+      steps: how the pixels become tiles, as arrays; None if it fits no bucket.
+      tiles: the tiles, made on the host; None if it is in a bucket.
+    """
+
+    plan: TilePlan
+    pixels: UInt8[np.ndarray, "side side 3"] | None
+    steps: TilingSteps | None
+    tiles: UInt8[np.ndarray, "N M M 3"] | None
+
+
+def prepare_image(
+    image: UInt8[np.ndarray, "H W 3"], tiling: TilingConfig = TilingConfig(), *, on_device: bool = True
+) -> PreparedImage:
+    """Prepare an image for the device to tile; on the host if it fits no bucket or `on_device` is False.
+
+    Args:
+      image: pixels, as `load_image` returns them.
+      tiling: the model's `config.tiling`.
+    """
+    plan = plan_tiles(image.shape[0], image.shape[1], tiling)
+    side = bucket_side(plan, tiling) if on_device else None
+    if side is None:
+        return PreparedImage(plan, None, None, tile_image_host(image, tiling))
+    return PreparedImage(plan, _pad(image, side), tiling_steps(plan, tiling, side), None)
+
+
+def blank_images(tiling: TilingConfig) -> Iterator[PreparedImage]:
+    """Yield one image for each bucket that images of this config go through, with uninitialised pixels.
+
+    Their shapes are those of every image of the bucket, for a program to be compiled with.
+    """
+    for side in BUCKETS:
+        plan = plan_tiles(side, side, tiling)
+        if bucket_side(plan, tiling) == side:
+            yield PreparedImage(plan, np.empty((side, side, 3), np.uint8), tiling_steps(plan, tiling, side), None)
+
+
+def bucket_side(plan: TilePlan, tiling: TilingConfig = TilingConfig()) -> int | None:
+    """Return the side of the image's bucket, in pixels; None if the program of no bucket can tile the image.
+
+    The image must be at most 4096 pixels a side, its grid at most 4 x 4 tiles, and its resize weights must have no more
+    taps than the program. An extreme aspect ratio can need more taps: 4096 x 111 pixels do with tiles of 64 and a
+    longest edge of 256. For an image that does not fit, `tile_image_host` gives the same bytes.
+    """
+    side = next((side for side in BUCKETS if max(plan.height, plan.width) <= side), None)
+    if side is None or not all(one.fits() for one in resize_plans(plan, tiling, side) if one is not None):
+        return None
+    return side
+
+
+def _pad(image: UInt8[np.ndarray, "H W 3"], side: int) -> UInt8[np.ndarray, "side side 3"]:
+    """Copy an image into the upper left corner of a square of zeros."""
+    size = side * side * 3
+    memory = np.zeros(size + 63, np.uint8)
+    start = -memory.ctypes.data % 64  # on a CPU, JAX copies a NumPy array unless 64 divides its address
+    padded = memory[start : start + size].reshape(side, side, 3)
+    padded[: image.shape[0], : image.shape[1]] = image
+    return padded

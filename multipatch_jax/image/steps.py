@@ -1,0 +1,152 @@
+"""The three resizes of an image, each described once: sizes, weights, and what a bucket's program has room for.
+
+| resize | from | to | left out if |
+|---|---|---|---|
+| 1 | the image | the longest edge, in proportion | `do_resize` is False |
+| 2 | result of 1 | multiples of the tile size, which the grid is cut from | `do_image_splitting` is False |
+| 3 | result of 2 (of 1 without it) | one tile: the global tile, or the only tile | there is no global tile but a grid |
+"""
+
+import dataclasses
+import functools
+import math
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Array, Int32
+
+from multipatch_jax.config import TilingConfig
+from multipatch_jax.image.plan import TilePlan
+from multipatch_jax.image.resize import ResizeStep
+from multipatch_jax.resamplers import FILTERS, RESAMPLERS, AxisWeights, Size, axis_weights, pad_axis_weights
+
+MAX_GRID = 4  # most tiles along a side of a grid that a bucket's program makes
+
+
+@dataclasses.dataclass(frozen=True)
+class ResizePlan:
+    """One resize of one image, in integers.
+
+    Attributes:
+      in_size, out_size: (height, width) in pixels.
+      filter, resampler: of the `TilingConfig`.
+      order_varies: whether a program decides by image which pass comes first; otherwise the horizontal one does.
+      padded_sides: sides of the squares that hold input and result in a bucket's program, in pixels. None for a program
+        of this image's own sizes.
+    """
+
+    in_size: Size
+    out_size: Size
+    filter: str
+    resampler: str
+    order_varies: bool
+    padded_sides: tuple[int, int] | None = None
+
+    @property
+    def vertical_first(self) -> bool:
+        """Whether the vertical pass comes first."""
+        return RESAMPLERS[self.resampler].vertical_first(self.in_size, self.out_size)
+
+    def weights(self) -> tuple[AxisWeights, AxisWeights]:
+        """Return the weights of the vertical and the horizontal pass, in this image's own shapes."""
+        height, width = zip(self.in_size, self.out_size, strict=True)
+        one_pass = functools.partial(axis_weights, filter=self.filter, resampler=self.resampler)
+        return one_pass(*height), one_pass(*width)
+
+    def fits(self) -> bool:
+        """Return whether a bucket's program has room for this resize."""
+        assert self.padded_sides is not None
+        in_side, out_side = self.padded_sides
+        taps = max(one.weights.shape[1] for one in self.weights())
+        return max(self.in_size) <= in_side and max(self.out_size) <= out_side and taps <= self._padded_taps()
+
+    def arrays(self) -> ResizeStep:
+        """Return weights and sizes as NumPy arrays, padded to the static shapes of the bucket's program, if any."""
+        vertical, horizontal = self.weights()
+        if self.padded_sides is not None:
+            pad = functools.partial(pad_axis_weights, out_size=self.padded_sides[1], taps=self._padded_taps())
+            vertical, horizontal = pad(vertical), pad(horizontal)
+        order = np.array(self.vertical_first) if self.order_varies or self.padded_sides is None else None
+        return ResizeStep(
+            vertical, horizontal, np.array(self.in_size, np.int32), np.array(self.out_size, np.int32), order
+        )
+
+    def _padded_taps(self) -> int:
+        # Taps that the bucket's scale needs, plus one: rounded sizes can make an image's own scale a little larger.
+        assert self.padded_sides is not None
+        in_side, out_side = self.padded_sides
+        return math.ceil(2 * FILTERS[self.filter].support * max(in_side / out_side, 1)) + 1
+
+
+def resize_plans(
+    plan: TilePlan, tiling: TilingConfig, bucket_side: int | None = None
+) -> tuple[ResizePlan | None, ResizePlan | None, ResizePlan | None]:
+    """Return the three resizes of an image; None for one that the config leaves out.
+
+    Resize 3 is given even for an image that becomes one tile and so needs no global tile: the program of a bucket then
+    serves both kinds.
+
+    Args:
+      bucket_side: side of the image's bucket, in pixels. None describes a program of the image's own sizes.
+    """
+    tile, split = tiling.tile_size, tiling.do_image_splitting
+    resized_side, grid_side = _padded_sides(tiling, bucket_side or 0)
+    last_size, last_side = (plan.stretched, grid_side) if split else (plan.resized, resized_side)
+
+    def resize(in_size: Size, out_size: Size, in_side: int, out_side: int, order_varies: bool = True) -> ResizePlan:
+        order_varies = order_varies and RESAMPLERS[tiling.resampler].order_varies
+        sides = (in_side, out_side) if bucket_side else None
+        return ResizePlan(in_size, out_size, tiling.filter, tiling.resampler, order_varies, sides)
+
+    source = (plan.height, plan.width)
+    first = resize(source, plan.resized, bucket_side or 0, resized_side) if tiling.do_resize else None
+    # Resize 2 has two passes only if both sides grow, and then no resampler goes vertical first.
+    second = resize(plan.resized, plan.stretched, resized_side, grid_side, order_varies=False) if split else None
+    third = resize(last_size, (tile, tile), last_side, tile) if tiling.global_tile or not split else None
+    return first, second, third
+
+
+def _padded_sides(tiling: TilingConfig, bucket_side: int) -> tuple[int, int]:
+    """Return the sides of the squares that hold the results of resize 1 and resize 2 in a bucket's program."""
+    if not tiling.do_resize:
+        return bucket_side, MAX_GRID * tiling.tile_size
+    side = min(-(-tiling.longest_edge // tiling.tile_size), MAX_GRID) * tiling.tile_size
+    return side, side
+
+
+class TilingSteps(NamedTuple):
+    """What `tile_padded` needs to know of one image, as arrays: the three resizes and the grid of tiles.
+
+    Attributes:
+      to_longest_edge, to_multiples, to_one_tile: the three resizes; None for one that the config leaves out.
+      cols: columns of the grid, at least 1.
+      grid_tiles: tiles of the grid (rows * columns), at least 1; the global tile is not counted.
+    """
+
+    to_longest_edge: ResizeStep | None
+    to_multiples: ResizeStep | None
+    to_one_tile: ResizeStep | None
+    cols: Int32[Array | np.ndarray, ""]
+    grid_tiles: Int32[Array | np.ndarray, ""]
+
+
+def tiling_steps(plan: TilePlan, tiling: TilingConfig = TilingConfig(), bucket_side: int | None = None) -> TilingSteps:
+    """Return the arrays that `tile_padded` needs to tile an image.
+
+    Args:
+      plan: the image's plan, from `plan_tiles`.
+      tiling: the config that the plan was made with.
+      bucket_side: side of the image's bucket, in pixels: the arrays are padded to the static shapes of its program.
+        None keeps the image's own shapes, for a program of that one size.
+
+    Returns:
+      `TilingSteps` of NumPy arrays.
+    """
+    first, second, third = resize_plans(plan, tiling, bucket_side)
+    return TilingSteps(
+        to_longest_edge=first and first.arrays(),
+        to_multiples=second and second.arrays(),
+        to_one_tile=third and third.arrays(),
+        cols=np.array(max(plan.cols, 1), np.int32),
+        grid_tiles=np.array(max(plan.rows * plan.cols, 1), np.int32),
+    )
