@@ -30,11 +30,12 @@ def require_positive(name: str, value: Any, unit: str = "", *, or_none: bool = F
     raise ValueError(f"{name} must be {expected}{' or None' if or_none else ''}, got {value!r}.")
 
 
-def require_choice(owner: Any, name: str, choices: tuple) -> None:
-    """Raise a ValueError unless the field `name` of a config or of settings has one of these values."""
-    value = getattr(owner, name)
-    if value not in choices:
-        raise ValueError(f"{type(owner).__name__}.{name} must be one of {choices}, got {value!r}.")
+def require_choices(owner: Any, **choices: tuple) -> None:
+    """Raise a ValueError unless each field of a config or of settings that is named has one of the values given."""
+    for name, allowed in choices.items():
+        value = getattr(owner, name)
+        if value not in allowed:
+            raise ValueError(f"{type(owner).__name__}.{name} must be one of {allowed}, got {value!r}.")
 
 
 def check_array(name: str, array: Any, shape: tuple[str | int, ...], dtype: Any) -> None:

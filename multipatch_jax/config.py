@@ -10,10 +10,11 @@ are SmolVLM-256M's.
 import dataclasses
 from typing import Any
 
-from multipatch_jax.arguments import require_choice, require_positive
+from multipatch_jax.arguments import require_choices, require_positive
 from multipatch_jax.resamplers import FILTERS, RESAMPLERS
 
 DTYPES = ("float32", "bfloat16", "float16")
+BOOL = (True, False)
 
 
 def _require_positive(config: Any, *names: str) -> None:
@@ -42,8 +43,7 @@ class VisionConfig:
     def __post_init__(self):
         _require_positive(self, "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
         _require_positive(self, "image_size", "patch_size")
-        require_choice(self, "num_channels", (3,))
-        require_choice(self, "hidden_act", ("gelu_pytorch_tanh",))
+        require_choices(self, num_channels=(3,), hidden_act=("gelu_pytorch_tanh",))
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"VisionConfig.hidden_size must be a multiple of num_attention_heads, "
@@ -119,10 +119,8 @@ class TilingConfig:
 
     def __post_init__(self):
         _require_positive(self, "longest_edge", "tile_size", "tokens_per_tile")
-        for name in ("do_resize", "do_image_splitting", "global_tile", "upscale"):
-            require_choice(self, name, (True, False))
-        require_choice(self, "resampler", tuple(RESAMPLERS))
-        require_choice(self, "filter", tuple(FILTERS))
+        require_choices(self, **dict.fromkeys(("do_resize", "do_image_splitting", "global_tile", "upscale"), BOOL))
+        require_choices(self, resampler=tuple(RESAMPLERS), filter=tuple(FILTERS))
         if self.max_tiles is not None:
             _require_positive(self, "max_tiles")
             if not self.do_resize:
@@ -176,7 +174,7 @@ class ModelConfig:
     embedding_size: int | None = None
 
     def __post_init__(self):
-        require_choice(self, "model_type", ("idefics3", "smolvlm"))
+        require_choices(self, model_type=("idefics3", "smolvlm"))
         if self.embedding_size is not None:
             _require_positive(self, "embedding_size")
         grid, scale = self.tiling.tile_size // self.vision.patch_size, self.connector.scale_factor

@@ -103,11 +103,6 @@ class Resampler:
     vertical_first: Callable[[Size, Size], bool] = _never
     uses_pillow: bool = False
 
-    @property
-    def order_varies(self) -> bool:
-        """Whether the order of the passes depends on the sizes."""
-        return self.vertical_first is not _never
-
 
 RESAMPLERS = {
     "pillow": Resampler(vertical_first=_where_it_saves_work, uses_pillow=True),  # Pillow 13
@@ -161,13 +156,23 @@ def axis_weights(in_size: int, out_size: int, filter: str = "lanczos", resampler
     return AxisWeights(low, integers)
 
 
-def pad_axis_weights(one: AxisWeights, out_size: int, taps: int) -> AxisWeights:
-    """Pad weights with zeros to `out_size` outputs of `taps` taps each, so that their shape is static.
+class ResizeWeights(NamedTuple):
+    """What a resize adds up.
 
-    The added outputs come out as 0.
+    Attributes:
+      vertical, horizontal: weights of the two passes.
+      vertical_first: whether the vertical pass comes first.
+      order_varies: whether that depends on the sizes.
     """
-    extra = out_size - len(one.starts)
-    return AxisWeights(
-        np.pad(one.starts, (0, extra), mode="edge"),
-        np.pad(one.weights, ((0, extra), (0, taps - one.weights.shape[1]))),
-    )
+
+    vertical: AxisWeights
+    horizontal: AxisWeights
+    vertical_first: bool
+    order_varies: bool
+
+
+def resize_weights(in_size: Size, out_size: Size, filter: str, resampler: str) -> ResizeWeights:
+    """Compute the weights of a resize, as NumPy arrays that must not be changed; see `axis_weights`."""
+    vertical, horizontal = (axis_weights(*along, filter, resampler) for along in zip(in_size, out_size, strict=True))
+    row = RESAMPLERS[resampler]
+    return ResizeWeights(vertical, horizontal, row.vertical_first(in_size, out_size), row.vertical_first is not _never)

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from multipatch_jax.resamplers import axis_weights, pad_axis_weights
+from multipatch_jax.image.steps import pad_axis_weights
+from multipatch_jax.resamplers import axis_weights
 from tests.helpers.resizers import FILTERS, filters, sides
 
 

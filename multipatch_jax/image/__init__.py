@@ -5,7 +5,7 @@ from multipatch_jax.image.load import ImageError, load_image
 from multipatch_jax.image.plan import MAX_IMAGE_SIZE, TilePlan, plan_tiles
 from multipatch_jax.image.prepare import PreparedImage, blank_images, bucket_side, prepare_image
 from multipatch_jax.image.resize import default_resize_form
-from multipatch_jax.image.steps import MAX_GRID, TilingSteps, tiling_steps
+from multipatch_jax.image.steps import MAX_GRID, TilingSteps, padded_steps, tiling_steps
 from multipatch_jax.image.tile import normalize, tile_image, tile_padded
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "default_resize_form",
     "load_image",
     "normalize",
+    "padded_steps",
     "plan_tiles",
     "prepare_image",
     "tile_image",

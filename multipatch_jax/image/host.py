@@ -42,7 +42,8 @@ def _resize(x: np.ndarray, plan: ResizePlan | None, pool: ThreadPoolExecutor) ->
     if not RESAMPLERS[plan.resampler].uses_pillow:
         return resize_numpy(x, plan)
     # One call of Pillow for each pass: within one call, the order of passes would depend on the installed Pillow.
-    for axis in (0, 1) if plan.vertical_first else (1, 0):
+    vertical_first = RESAMPLERS[plan.resampler].vertical_first(plan.in_size, plan.out_size)
+    for axis in (0, 1) if vertical_first else (1, 0):
         if x.shape[axis] != plan.out_size[axis]:
             x = _pillow_pass(x, axis, plan.out_size[axis], plan.filter, pool)
     return x
@@ -85,10 +86,10 @@ def tile_image_host(
 
 def resize_numpy(image: UInt8[np.ndarray, "H W 3"], plan: ResizePlan) -> UInt8[np.ndarray, "H_out W_out 3"]:
     """Resize an image in NumPy, to the byte as the resampler does. It is slow: for resamplers that Pillow is not."""
-    for axis in (0, 1) if plan.vertical_first else (1, 0):
+    for axis in (0, 1) if plan.weights.vertical_first else (1, 0):
         if image.shape[axis] == plan.out_size[axis]:
             continue
-        starts, weights = plan.weights()[axis]
+        starts, weights = plan.weights.horizontal if axis else plan.weights.vertical
         x = image.swapaxes(0, axis)
         out = np.empty((plan.out_size[axis], *x.shape[1:]), np.uint8)
         for block in (slice(i, i + _ROWS) for i in range(0, len(out), _ROWS)):

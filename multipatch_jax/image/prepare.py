@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 from multipatch_jax.config import TilingConfig
 from multipatch_jax.image.host import tile_image_host
 from multipatch_jax.image.plan import TilePlan, plan_tiles
-from multipatch_jax.image.steps import TilingSteps, resize_plans, tiling_steps
+from multipatch_jax.image.steps import TilingSteps, padded_steps
 
 BUCKETS = (1024, 2048, 4096)  # sides of the squares that images are padded to, in pixels
 
@@ -46,10 +46,10 @@ def prepare_image(
       tiling: the model's `config.tiling`.
     """
     plan = plan_tiles(image.shape[0], image.shape[1], tiling)
-    side = bucket_side(plan, tiling) if on_device else None
-    if side is None:
+    side, steps = _find_bucket(plan, tiling) if on_device else (0, None)
+    if steps is None:
         return PreparedImage(plan, None, None, tile_image_host(image, tiling))
-    return PreparedImage(plan, _pad(image, side), tiling_steps(plan, tiling, side), None)
+    return PreparedImage(plan, _pad(image, side), steps, None)
 
 
 def blank_images(tiling: TilingConfig) -> Iterator[PreparedImage]:
@@ -59,8 +59,9 @@ def blank_images(tiling: TilingConfig) -> Iterator[PreparedImage]:
     """
     for side in BUCKETS:
         plan = plan_tiles(side, side, tiling)
-        if bucket_side(plan, tiling) == side:
-            yield PreparedImage(plan, np.empty((side, side, 3), np.uint8), tiling_steps(plan, tiling, side), None)
+        steps = padded_steps(plan, tiling, side)
+        if steps is not None:
+            yield PreparedImage(plan, np.empty((side, side, 3), np.uint8), steps, None)
 
 
 def bucket_side(plan: TilePlan, tiling: TilingConfig = TilingConfig()) -> int | None:
@@ -70,10 +71,14 @@ def bucket_side(plan: TilePlan, tiling: TilingConfig = TilingConfig()) -> int | 
     taps than the program. An extreme aspect ratio can need more taps: 4096 x 111 pixels do with tiles of 64 and a
     longest edge of 256. For an image that does not fit, `tile_image_host` gives the same bytes.
     """
-    side = next((side for side in BUCKETS if max(plan.height, plan.width) <= side), None)
-    if side is None or not all(one.fits() for one in resize_plans(plan, tiling, side) if one is not None):
-        return None
-    return side
+    side, steps = _find_bucket(plan, tiling)
+    return None if steps is None else side
+
+
+def _find_bucket(plan: TilePlan, tiling: TilingConfig) -> tuple[int, TilingSteps | None]:
+    """Return the side of the image's bucket and its steps, which are None if the image fits no bucket."""
+    side = next((side for side in BUCKETS if max(plan.height, plan.width) <= side), 0)
+    return side, padded_steps(plan, tiling, side) if side else None
 
 
 def _pad(image: UInt8[np.ndarray, "H W 3"], side: int) -> UInt8[np.ndarray, "side side 3"]:

@@ -10,6 +10,7 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ from jaxtyping import Array, Int32
 from multipatch_jax.config import TilingConfig
 from multipatch_jax.image.plan import TilePlan
 from multipatch_jax.image.resize import ResizeStep
-from multipatch_jax.resamplers import FILTERS, RESAMPLERS, AxisWeights, Size, axis_weights, pad_axis_weights
+from multipatch_jax.resamplers import FILTERS, AxisWeights, ResizeWeights, Size, resize_weights
 
 MAX_GRID = 4  # most tiles along a side of a grid that a bucket's program makes
 
@@ -30,7 +31,7 @@ class ResizePlan:
     Attributes:
       in_size, out_size: (height, width) in pixels.
       filter, resampler: of the `TilingConfig`.
-      order_varies: whether a program decides by image which pass comes first; otherwise the horizontal one does.
+      fixed_order: whether a bucket's program always goes horizontal first. Otherwise it decides by image.
       padded_sides: sides of the squares that hold input and result in a bucket's program, in pixels. None for a program
         of this image's own sizes.
     """
@@ -39,34 +40,30 @@ class ResizePlan:
     out_size: Size
     filter: str
     resampler: str
-    order_varies: bool
+    fixed_order: bool = False
     padded_sides: tuple[int, int] | None = None
 
-    @property
-    def vertical_first(self) -> bool:
-        """Whether the vertical pass comes first."""
-        return RESAMPLERS[self.resampler].vertical_first(self.in_size, self.out_size)
-
-    def weights(self) -> tuple[AxisWeights, AxisWeights]:
-        """Return the weights of the vertical and the horizontal pass, in this image's own shapes."""
-        height, width = zip(self.in_size, self.out_size, strict=True)
-        one_pass = functools.partial(axis_weights, filter=self.filter, resampler=self.resampler)
-        return one_pass(*height), one_pass(*width)
+    @functools.cached_property
+    def weights(self) -> ResizeWeights:
+        """The weights of the two passes, in this image's own shapes."""
+        return resize_weights(self.in_size, self.out_size, self.filter, self.resampler)
 
     def fits(self) -> bool:
         """Return whether a bucket's program has room for this resize."""
         assert self.padded_sides is not None
         in_side, out_side = self.padded_sides
-        taps = max(one.weights.shape[1] for one in self.weights())
-        return max(self.in_size) <= in_side and max(self.out_size) <= out_side and taps <= self._padded_taps()
+        taps = max(self.weights.vertical.weights.shape[1], self.weights.horizontal.weights.shape[1])
+        has_room = max(self.in_size) <= in_side and max(self.out_size) <= out_side and taps <= self._padded_taps()
+        return has_room and not (self.fixed_order and self.weights.vertical_first)
 
     def arrays(self) -> ResizeStep:
         """Return weights and sizes as NumPy arrays, padded to the static shapes of the bucket's program, if any."""
-        vertical, horizontal = self.weights()
+        vertical, horizontal, vertical_first, order_varies = self.weights
         if self.padded_sides is not None:
             pad = functools.partial(pad_axis_weights, out_size=self.padded_sides[1], taps=self._padded_taps())
             vertical, horizontal = pad(vertical), pad(horizontal)
-        order = np.array(self.vertical_first) if self.order_varies or self.padded_sides is None else None
+        decides = self.padded_sides is None or (order_varies and not self.fixed_order)
+        order = np.array(vertical_first) if decides else None
         return ResizeStep(
             vertical, horizontal, np.array(self.in_size, np.int32), np.array(self.out_size, np.int32), order
         )
@@ -93,15 +90,14 @@ def resize_plans(
     resized_side, grid_side = _padded_sides(tiling, bucket_side or 0)
     last_size, last_side = (plan.stretched, grid_side) if split else (plan.resized, resized_side)
 
-    def resize(in_size: Size, out_size: Size, in_side: int, out_side: int, order_varies: bool = True) -> ResizePlan:
-        order_varies = order_varies and RESAMPLERS[tiling.resampler].order_varies
+    def resize(in_size: Size, out_size: Size, in_side: int, out_side: int, fixed_order: bool = False) -> ResizePlan:
         sides = (in_side, out_side) if bucket_side else None
-        return ResizePlan(in_size, out_size, tiling.filter, tiling.resampler, order_varies, sides)
+        return ResizePlan(in_size, out_size, tiling.filter, tiling.resampler, fixed_order, sides)
 
     source = (plan.height, plan.width)
     first = resize(source, plan.resized, bucket_side or 0, resized_side) if tiling.do_resize else None
-    # Resize 2 has two passes only if both sides grow, and then no resampler goes vertical first.
-    second = resize(plan.resized, plan.stretched, resized_side, grid_side, order_varies=False) if split else None
+    # Resize 2 has two passes only if both sides grow, and then none of our resamplers goes vertical first.
+    second = resize(plan.resized, plan.stretched, resized_side, grid_side, fixed_order=True) if split else None
     third = resize(last_size, (tile, tile), last_side, tile) if tiling.global_tile or not split else None
     return first, second, third
 
@@ -130,19 +126,43 @@ class TilingSteps(NamedTuple):
     grid_tiles: Int32[Array | np.ndarray, ""]
 
 
-def tiling_steps(plan: TilePlan, tiling: TilingConfig = TilingConfig(), bucket_side: int | None = None) -> TilingSteps:
-    """Return the arrays that `tile_padded` needs to tile an image.
+def pad_axis_weights(one: AxisWeights, out_size: int, taps: int) -> AxisWeights:
+    """Pad weights with zeros to `out_size` outputs of `taps` taps each, so that their shape is static.
+
+    The added outputs come out as 0.
+    """
+    extra = out_size - len(one.starts)
+    return AxisWeights(
+        np.pad(one.starts, (0, extra), mode="edge"),
+        np.pad(one.weights, ((0, extra), (0, taps - one.weights.shape[1]))),
+    )
+
+
+def tiling_steps(plan: TilePlan, tiling: TilingConfig = TilingConfig()) -> TilingSteps:
+    """Return the arrays that `tile_padded` needs to tile an image, in the image's own shapes.
 
     Args:
       plan: the image's plan, from `plan_tiles`.
       tiling: the config that the plan was made with.
-      bucket_side: side of the image's bucket, in pixels: the arrays are padded to the static shapes of its program.
-        None keeps the image's own shapes, for a program of that one size.
 
     Returns:
       `TilingSteps` of NumPy arrays.
     """
-    first, second, third = resize_plans(plan, tiling, bucket_side)
+    return _steps(plan, resize_plans(plan, tiling))
+
+
+def padded_steps(plan: TilePlan, tiling: TilingConfig, bucket_side: int) -> TilingSteps | None:
+    """Return the same arrays, padded to the static shapes of a bucket's program; None if that has no room for them.
+
+    Args:
+      bucket_side: side of the bucket, in pixels.
+    """
+    plans = resize_plans(plan, tiling, bucket_side)
+    return _steps(plan, plans) if all(one.fits() for one in plans if one is not None) else None
+
+
+def _steps(plan: TilePlan, plans: Sequence[ResizePlan | None]) -> TilingSteps:
+    first, second, third = plans
     return TilingSteps(
         to_longest_edge=first and first.arrays(),
         to_multiples=second and second.arrays(),

@@ -5,8 +5,8 @@ import dataclasses
 import jax
 from flax import linen as nn
 
-from multipatch_jax.arguments import require_choice
-from multipatch_jax.config import DTYPES
+from multipatch_jax.arguments import require_choices
+from multipatch_jax.config import BOOL, DTYPES
 from multipatch_jax.nn.attention import KERNELS
 from multipatch_jax.nn.encoders import ENCODERS, FLAX
 from multipatch_jax.nn.platforms import Target, choose, this_machine
@@ -34,11 +34,14 @@ class Compute:
     remat: bool = False
 
     def __post_init__(self):
-        require_choice(self, "dtype", (None, *DTYPES))
-        require_choice(self, "attention", ("auto", *KERNELS))
-        require_choice(self, "encoder", ("auto", *ENCODERS))
-        require_choice(self, "precision", (None, "default", "high", "highest"))
-        require_choice(self, "remat", (True, False))
+        require_choices(
+            self,
+            dtype=(None, *DTYPES),
+            attention=("auto", *KERNELS),
+            encoder=("auto", *ENCODERS),
+            precision=(None, "default", "high", "highest"),
+            remat=BOOL,
+        )
 
 
 def resolve_compute(compute: Compute, params_dtype: str, target: Target | None = None) -> Compute:

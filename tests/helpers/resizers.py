@@ -35,4 +35,4 @@ def torch_lanczos(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def resize_host(image: np.ndarray, size: tuple[int, int], name: str, resampler: str) -> np.ndarray:
     """Our resize in NumPy, from the image's own size."""
-    return resize_numpy(image, ResizePlan((image.shape[0], image.shape[1]), size, name, resampler, order_varies=True))
+    return resize_numpy(image, ResizePlan((image.shape[0], image.shape[1]), size, name, resampler))

@@ -14,12 +14,14 @@ from multipatch_jax.config import TilingConfig
 from multipatch_jax.image import (
     blank_images,
     bucket_side,
+    padded_steps,
     plan_tiles,
     prepare_image,
+    tile_image,
     tile_image_host,
     tile_padded,
-    tiling_steps,
 )
+from multipatch_jax.resamplers import RESAMPLERS, Resampler
 from tests.helpers.images import black_and_white, plan_of
 from tests.helpers.tiling import SMALL, assert_same_bytes
 
@@ -36,7 +38,7 @@ def test_one_compilation_for_a_bucket_and_a_number_of_tiles(form):
         image, plan = black_and_white(height, width, seed), plan_tiles(height, width, SMALL)
         padded = rng.integers(0, 256, (1024, 1024, 3), np.uint8)  # what is in the padding must not show
         padded[:height, :width] = image
-        assert_same_bytes(tiles_of(padded, tiling_steps(plan, SMALL, 1024)), tile_image_host(image, SMALL))
+        assert_same_bytes(tiles_of(padded, padded_steps(plan, SMALL, 1024)), tile_image_host(image, SMALL))
         grids.add((plan.rows, plan.cols))
     assert grids == {(3, 4), (4, 3)}
     assert tiles_of._cache_size() == 1
@@ -113,3 +115,19 @@ def test_padding_to_a_bucket():
     assert not padded[700:].any()
     assert not padded[:, 1030:].any()
     assert padded.ctypes.data % 64 == 0
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_a_new_row_of_the_resamplers_is_used_on_device_and_host(first, monkeypatch):
+    """Weights of 8 bits, and one order of passes for every size; a bucket's program knows only one for resize 2."""
+    row = Resampler(weight_bits=lambda largest: 8, vertical_first=lambda in_size, out_size: first)
+    name = f"toy, {first}"  # of its own: programs are cached by name
+    monkeypatch.setitem(RESAMPLERS, name, row)
+    small = dataclasses.replace(SMALL, longest_edge=250)  # both passes of resize 2 run: to 256, and to whole tiles
+    tiling = dataclasses.replace(small, resampler=name)
+    for size in ((60, 64), (300, 451), (451, 300), (100, 900)):
+        image = black_and_white(*size)
+        expected = tile_image_host(image, tiling)
+        assert_same_bytes(tile_image(image, tiling), expected)
+        assert_same_bytes(tile_image(jax.numpy.asarray(image), tiling), expected)
+        assert not np.array_equal(expected, tile_image_host(image, small))

@@ -34,7 +34,7 @@ def test_the_row_of_every_connector_has_the_shapes_of_its_module(kind, tiny):
 
 def test_an_unknown_connector_is_refused(tiny):
     config = dataclasses.replace(tiny.config, connector=dataclasses.replace(tiny.config.connector, kind="resampler"))
-    with pytest.raises(ValueError, match="ConnectorConfig.kind must be one of idefics3, got 'resampler'"):
+    with pytest.raises(ValueError, match=r"ConnectorConfig\.kind must be one of idefics3, got 'resampler'"):
         mp.encode_tiles(tiny.params, BLANK, config=config)
 
 
