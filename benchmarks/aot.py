@@ -15,6 +15,7 @@ import functools
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 from unittest import mock
 
 from benchmarks.shared import chips  # isort: skip  (before JAX)
@@ -27,44 +28,42 @@ import multipatch_jax as mp
 from benchmarks.shared.flops import layer_flops
 from benchmarks.shared.options import parser
 from benchmarks.shared.programs import COLLECTIVE, cost_of, memory_of, text_of
-from multipatch_jax.config import ModelConfig
-from multipatch_jax.encode import tile_queue
-from multipatch_jax.encode.image import _encode_padded
-from multipatch_jax.encode.tiles import encode_tiles_program
-from multipatch_jax.image import bucket_of, plan_tiles, tiling_steps
-from multipatch_jax.nn import siglip
-from multipatch_jax.nn.attention import choose_kernel
+from multipatch_jax.config import ModelConfig, VisionConfig
+from multipatch_jax.encode import (
+    Execution,
+    lower_encode_image,
+    lower_encode_tiles,
+    lower_stream,
+    prepare_execution,
+)
+from multipatch_jax.image import prepare_image
+from multipatch_jax.nn import Compute, Target, resolve_compute, siglip
 
 TILES = 17
 TOWERS = {"SigLIP base": mp.presets.SMOLVLM_256M, "So400m": mp.PRESETS["SmolVLM-Instruct"]}
 
 
-def bfloat16(config: ModelConfig, platform: str, **changes: str) -> ModelConfig:
-    """The config of a bfloat16 program for a platform, with the kernel that "auto" chooses there."""
-    attention = choose_kernel(config.attention, "bfloat16", platform)
-    changes = {"dtype": "bfloat16", "precision": "default", "attention": attention} | changes
-    return dataclasses.replace(config, **changes)
-
-
 class Layers(nn.Module):
     """Layers one after another. They are not scanned, because XLA counts a loop's body once."""
 
-    config: ModelConfig
+    config: VisionConfig
+    compute: Compute
     count: int
 
     @nn.compact
     def __call__(self, x):
         for i in range(self.count):
-            x, _ = siglip.EncoderLayer(self.config, name=f"layer{i}")(x)
+            x, _ = siglip.EncoderLayer(self.config, self.compute, name=f"layer{i}")(x)
         return x
 
 
-def a_layer(chip: chips.Chip, config: ModelConfig) -> str:
+def a_layer(chip: chips.Chip, config: ModelConfig, attention: str = "auto") -> str:
     """The row of one layer for 17 tiles: the difference between a program of two layers and one of one."""
     mesh, found = chip.mesh(), []
+    compute = resolve_compute(Compute(attention=attention), "bfloat16", Target(chip.platform, exported=True))
     side, width = config.vision.patches_per_side, config.vision.hidden_size
     for count in (1, 2):
-        module = Layers(config, count)
+        module = Layers(config.vision, compute, count)
         x = jax.ShapeDtypeStruct((TILES, side**2, width), jnp.bfloat16)
         params = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros(x.shape[1:], x.dtype))
         params = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, jnp.bfloat16), params)
@@ -105,11 +104,11 @@ def layers(chip: chips.Chip) -> Iterator[str]:
     yield f"{'one layer, 17 tiles, bfloat16':<34} {'flops':>6} {'bytes':>10} {'memory':>10} {'matmuls':>10} {'temp':>9}"
     for tower, config in TOWERS.items():
         for kernel in ("pallas_tpu", "plain"):
-            line = a_layer(chip, bfloat16(config, "tpu", attention=kernel))
+            line = a_layer(chip, config, kernel)
             yield f"{f'{chip.name}, {tower}, {kernel}':<34} {line}"
     for library in (flash, splash):
         with mock.patch.object(siglip, "attention", library):
-            line = a_layer(chip, bfloat16(mp.presets.SMOLVLM_256M, "tpu"))
+            line = a_layer(chip, mp.presets.SMOLVLM_256M)
         # XLA prints a kernel's bytes as its author estimated them, and these two leave out blocks that are read again.
         yield f"{f'{chip.name}, SigLIP base, JAX {library.__name__}':<34} {line}"
 
@@ -126,16 +125,16 @@ def compiled(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, str]:
     )
 
 
-def check_program(name: str, text: str, config: ModelConfig) -> str:
+def check_program(name: str, text: str, execution: Execution) -> str:
     """Names the program's attention kernel.
 
     Raises:
       RuntimeError: the kernel is not in the program, or a buffer holds the scores of a tile.
     """
-    kernel = {"pallas_tpu": "tpu_custom_call", "cudnn": "__cudnn$fmhaSoftmax"}[config.attention]
+    kernel = {"pallas_tpu": "tpu_custom_call", "cudnn": "__cudnn$fmhaSoftmax"}[execution.compute.attention]
     if kernel not in text:
         raise RuntimeError(f"{name}: expected the kernel {kernel} in the program, found none.")
-    patches = config.vision.patches_per_side**2
+    patches = execution.config.vision.patches_per_side**2
     if scores := re.search(rf"\[(?:\d+,)+{patches},{patches}\]", text):
         raise RuntimeError(f"{name}: expected no buffer of attention scores, found {scores[0]}.")
     return f"{kernel}, no buffer of scores"
@@ -148,54 +147,51 @@ def programs(
     size: tuple[int, int] | None = (3000, 4000),
 ) -> Iterator[str]:
     """The programs of the public functions, for one chip."""
-    mesh = chip.mesh()
-    params = chips.on(mesh, chips.bfloat16_params(config))
-    side = config.tiling.tile_size
+    mesh, side = chip.mesh(), config.tiling.tile_size
     tiles = chips.on(mesh, jax.ShapeDtypeStruct((TILES, side, side, 3), np.uint8))
     for batch_size in batch_sizes:
-        lowered = encode_tiles_program.lower(params, tiles, config=config, batch_size=batch_size, mesh=None)
-        program, line = compiled(lowered)
+        params, execution = prepared(chip, mesh, config, batch_size)
+        program, line = compiled(lower_encode_tiles(params, tiles, execution))
         name = f"{chip.name}, encode_tiles of {TILES}, {batch_size} in flight"
-        yield f"{name:<44} {line}; {check_program(name, text_of(program), config)}"
+        yield f"{name:<44} {line}; {check_program(name, text_of(program), execution)}"
     if size is None:
         return
-    plan, bucket = plan_tiles(*size, config.tiling), bucket_of(*size)
-    steps = chips.on(mesh, tiling_steps(plan, config.tiling, bucket))
-    image = chips.on(mesh, jax.ShapeDtypeStruct((*bucket, 3), np.uint8))
-    static = {"config": config, "mesh": None, "resize_implementation": "banded"}
-    lowered = _encode_padded.lower(params, image, steps, num_tiles=plan.num_tiles, batch_size=8, **static)
+    params, execution = prepared(chip, mesh, config, 8)
+    image = prepare_image(np.zeros((*size, 3), np.uint8), config.tiling)
+    image = image._replace(pixels=chips.on(mesh, image.pixels), steps=chips.on(mesh, image.steps))
+    lowered = lower_encode_image(params, image, execution)
     yield f"{f'{chip.name}, encode_image of {size[0]} x {size[1]}':<44} {compiled(lowered)[1]}"
+
+
+def prepared(chip: chips.Chip, mesh: Any, config: ModelConfig, batch_size: int) -> tuple[Any, Execution]:
+    """Shapes of bfloat16 params on a mesh, and what a program for this chip is."""
+    params = chips.bfloat16_params(config)
+    params, execution = prepare_execution(params, config, batch_size=batch_size, platform=chip.platform)
+    return chips.on(mesh, params), execution
 
 
 def stream(chip: chips.Chip, config: ModelConfig) -> Iterator[str]:
     """The programs of the stream on four chips: the buffer of each chip, and that they exchange nothing."""
     mesh, side, count = chip.mesh(4), config.tiling.tile_size, 8
-    params = chips.on(mesh, chips.bfloat16_params(config))
-    size = tile_queue.CHUNK * count - 1 + tile_queue.CAPACITY
-    buffer = chips.on(mesh, jax.ShapeDtypeStruct((4 * size, side, side, 3), np.uint8), "x")
-    static = {"config": config, "mesh": mesh}
-    chunk = tile_queue._encode_chunk.lower(params, buffer, size=tile_queue.CHUNK * count, batch_size=count, **static)
-    plan, bucket = plan_tiles(3000, 4000, config.tiling), bucket_of(3000, 4000)
-    steps = chips.on(mesh, tiling_steps(plan, config.tiling, bucket))
-    images = chips.on(mesh, jax.ShapeDtypeStruct((4 * bucket[0], bucket[1], 3), np.uint8), "x")
-    number = chips.on(mesh, jax.ShapeDtypeStruct((), np.int32))
-    append = tile_queue._append_image.lower(
-        images, buffer, number, number, steps=steps, resize_implementation="banded", **static
-    )
-    for name, lowered in (("a chunk encoded", chunk), ("an image appended", append)):
+    params, execution = prepared(chip, mesh, config, count)
+    programs = dict(lower_stream(params, dataclasses.replace(execution, mesh=mesh)))
+    names = {"a chunk encoded": f"encode {4 * count} tiles", "an image appended": "append an image of 4096 pixels"}
+    for name, lowered in ((name, programs[program]) for name, program in names.items()):
         program, line = compiled(lowered)
-        text, held = text_of(program), f"u8[{size},{side},{side},3]"
+        text = text_of(program)
         talk = COLLECTIVE.findall(text)
-        if talk or held not in text:
-            raise RuntimeError(f"{name}: expected {held} on each chip and no collective, found {talk}.")
-        yield f"{f'{chip.name} 2x2, {name}':<44} {line}; {held} of {4 * size} tiles a chip, no collective"
+        buffers = {int(tiles) for tiles in re.findall(rf"u8\[(\d+),{side},{side},3\]", text)}
+        if talk or not buffers or 4 * max(buffers) in buffers:
+            raise RuntimeError(f"{name}: expected a share of the tiles on each chip and no collective, found {talk}.")
+        held, tiles = f"u8[{max(buffers)},{side},{side},3]", 4 * max(buffers)
+        yield f"{f'{chip.name} 2x2, {name}':<44} {line}; {held} of {tiles} tiles a chip, no collective"
 
 
 def short() -> None:
     """Compiles two layers of the real width for a v5e, and leaves out `encode_image`, which takes XLA a minute."""
     (chip,) = (chip for chip in chips.installed() if chip.name == "v5e")
     two = dataclasses.replace(mp.presets.SMOLVLM_256M.vision, num_hidden_layers=2)
-    config = bfloat16(dataclasses.replace(mp.presets.SMOLVLM_256M, vision=two), "tpu")
+    config = dataclasses.replace(mp.presets.SMOLVLM_256M, vision=two)
     for line in programs(chip, config, (8,), None):
         print(line, flush=True)
     print(next(stream(chip, config)))
@@ -212,7 +208,7 @@ def main() -> None:
         print(f"{missing.name}: not verified, as {missing.needs} is not installed")
     for chip in found:
         tables: list[Callable[[], Iterator[str]]] = []
-        config = bfloat16(mp.presets.SMOLVLM_256M, chip.platform)
+        config = mp.presets.SMOLVLM_256M
         if chip.platform == "tpu":
             tables += [functools.partial(layers, chip)]
         tables += [functools.partial(programs, chip, config)]

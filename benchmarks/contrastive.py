@@ -26,8 +26,8 @@ CONFIG = mp.ModelConfig(
     ),
     connector=mp.ConnectorConfig(scale_factor=2, text_hidden_size=32),
     tiling=mp.TilingConfig(longest_edge=128, tile_size=32, tokens_per_tile=4),
-    precision="default",
 )
+COMPUTE = mp.Compute(precision="default")
 BATCH = 64
 
 
@@ -64,7 +64,7 @@ def accuracy(params, batches) -> float:
     texts = unit(np.asarray(captions(params["contrastive"], np.arange(100))))
     right = []
     for batch in batches:
-        tokens = mp.encode_tiles(params, batch["tiles"], config=CONFIG)
+        tokens = mp.encode_tiles(params, batch["tiles"], config=CONFIG, compute=COMPUTE)
         images = unit(np.asarray(mp.train.pool_tokens(tokens)))
         right.append((images @ texts.T).argmax(axis=1) == batch["numbers"])
     return float(np.mean(right))
@@ -98,7 +98,7 @@ def run(seed: int = 0, steps: int = 400, progress: bool = False) -> dict[str, fl
     schedule = optax.warmup_cosine_decay_schedule(0.0, 3e-3, warmup_steps=steps // 10, decay_steps=steps)
     optimizer = optax.adamw(schedule, weight_decay=1e-4, mask=mp.params.kernel_mask)
     state = mp.train.init_train_state(params, optimizer, trainable="all", rng=keys[3])
-    step = mp.train.make_train_step(loss_fn, optimizer, config=CONFIG, trainable="all", max_norm=1.0)
+    step = mp.train.make_train_step(loss_fn, optimizer, config=CONFIG, compute=COMPUTE, trainable="all", max_norm=1.0)
     losses: list[float] = []
 
     def batch_at(number):

@@ -9,7 +9,6 @@ NumPy, measured in the same turns. Prints a table and writes benchmarks/records/
 benchmarks/records/cpu_without_avx512.json.
 """
 
-import dataclasses
 import os
 import statistics
 import tempfile
@@ -31,13 +30,12 @@ from benchmarks.shared.turns import System, Turn
 # The systems. Each reads the checkpoint and the tile from a folder, and its turn returns the tile's tokens.
 
 
-def ours(folder: Path, **config: Any) -> Turn:
+def ours(folder: Path, **settings: Any) -> Turn:
     import multipatch_jax as mp
 
-    loaded, params = mp.from_pretrained(folder)
-    loaded = dataclasses.replace(loaded, **config)
-    tile = tile_of(folder)
-    return lambda: np.asarray(mp.encode_tiles(params, tile[None], config=loaded))[0]
+    config, params = mp.from_pretrained(folder)
+    compute, tile = mp.Compute(**settings), tile_of(folder)
+    return lambda: np.asarray(mp.encode_tiles(params, tile[None], config=config, compute=compute))[0]
 
 
 def reference(folder: Path, attention: str, compiled: bool = False) -> Turn:
@@ -87,7 +85,7 @@ def openvino(folder: Path) -> Turn:
 COMPILED = "transformers, torch.compile"
 SYSTEMS: dict[str, System] = {
     "multipatch_jax": ours,
-    "multipatch_jax, XLA alone": lambda folder: ours(folder, attention="blocked"),
+    "multipatch_jax, XLA alone": lambda folder: ours(folder, encoder="flax"),
     "transformers, sdpa": lambda folder: reference(folder, "sdpa"),
     "transformers, eager": lambda folder: reference(folder, "eager"),
     COMPILED: lambda folder: reference(folder, "sdpa", compiled=True),

@@ -5,7 +5,6 @@ random weights in float32. A turn includes preprocessing. multipatch_jax and the
 process; medians, and ratios to the reference. Prints a table and writes benchmarks/records/pipeline.json.
 """
 
-import dataclasses
 import statistics
 import tempfile
 from pathlib import Path
@@ -20,12 +19,12 @@ from benchmarks.shared.turns import System, Turn
 PHOTO = "photo.jpg"
 
 
-def ours(folder: Path, **changes: Any) -> Turn:
+def ours(folder: Path, **settings: Any) -> Turn:
     import multipatch_jax as mp
 
     config, params = mp.from_pretrained(folder)
-    config = dataclasses.replace(config, **changes)
-    return lambda: mp.encode_image(params, folder / PHOTO, config=config).block_until_ready()
+    compute = mp.Compute(**settings)
+    return lambda: mp.encode_image(params, folder / PHOTO, config=config, compute=compute).block_until_ready()
 
 
 def reference(folder: Path) -> Turn:
@@ -49,7 +48,7 @@ def reference(folder: Path) -> Turn:
 
 SYSTEMS: dict[str, System] = {
     "multipatch_jax": ours,
-    "multipatch_jax, XLA alone": lambda folder: ours(folder, attention="blocked"),
+    "multipatch_jax, XLA alone": lambda folder: ours(folder, encoder="flax"),
     "transformers, sdpa": reference,
 }
 

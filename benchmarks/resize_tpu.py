@@ -9,7 +9,6 @@ image's exact shape, of the program of its size bucket, which NumPy arrays and f
 one tile in flight and with all.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -21,8 +20,9 @@ import numpy as np
 from benchmarks.shared.flops import tile_flops
 from benchmarks.shared.options import parser
 from benchmarks.shared.programs import cycles, text_of
-from multipatch_jax.encode import trace_encode
-from multipatch_jax.image import bucket_of, plan_tiles, tile_image, tile_padded, tiling_steps
+from multipatch_jax.encode import prepare_execution, trace_encode
+from multipatch_jax.image import plan_tiles, prepare_image, tile_image, tile_padded
+from multipatch_jax.nn import Compute
 from multipatch_jax.presets import SMOLVLM_256M
 
 V5E = chips.CHIPS[0]
@@ -41,10 +41,12 @@ def encoding(num_tiles: int, batch_size: int) -> float:
 
     Attention is "plain", because XLA estimates nothing for our kernel.
     """
-    config = dataclasses.replace(SMOLVLM_256M, dtype="bfloat16", attention="plain", precision="default")
-    params = chips.bfloat16_params(config)
+    compute = Compute(attention="plain")
+    params, execution = prepare_execution(
+        chips.bfloat16_params(SMOLVLM_256M), SMOLVLM_256M, compute, batch_size, platform="tpu"
+    )
     tiles = jax.ShapeDtypeStruct((num_tiles, TILING.tile_size, TILING.tile_size, 3), np.uint8)
-    return milliseconds(functools.partial(trace_encode, config=config, batch_size=batch_size), params, tiles)
+    return milliseconds(functools.partial(trace_encode, execution=execution), params, tiles)
 
 
 def main() -> None:
@@ -56,16 +58,14 @@ def main() -> None:
     print(f"{floor:.1f} ms at peak FLOPs")
     for height, width in ((3000, 4000), (4000, 3000)):
         image, plan = np.empty((height, width, 3), np.uint8), plan_tiles(height, width, TILING)
-        bucket = bucket_of(height, width)
-        filters = tiling_steps(plan, TILING, bucket)
+        _, pixels, steps, _ = prepare_image(image, TILING)
+        assert steps is not None
         if plan.resized == plan.stretched:
-            filters = filters._replace(to_multiples=None)  # the program of the exact shape leaves this resize out too
-        static = {"num_tiles": plan.num_tiles, "tiling": TILING, "implementation": "banded"}
+            steps = steps._replace(to_multiples=None)  # the program of the exact shape leaves this resize out too
+        static = {"num_tiles": plan.num_tiles, "tiling": TILING, "form": "banded"}
         programs = {
             "exact shape": milliseconds(lambda x: tile_image(x, TILING, implementation="banded"), image),
-            "size bucket": milliseconds(
-                functools.partial(tile_padded, **static), np.empty((*bucket, 3), np.uint8), filters
-            ),
+            "size bucket": milliseconds(functools.partial(tile_padded, **static), pixels, steps),
         }
         for name, ms in programs.items():
             print(

@@ -9,10 +9,8 @@ Prints a table. Exits with 1 if anything differs, and with 2 if the sides cannot
 `native/`, build this checkout's encoder first: `python setup.py build_ext --inplace`.
 """
 
-import importlib.machinery
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 from pathlib import Path
@@ -20,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.shared.checkpoint import make_checkpoint
+from benchmarks.shared.older import older_checkout, variables_of
 from benchmarks.shared.options import parser
 from benchmarks.shared.processes import ROOT, environment
 
@@ -30,45 +29,6 @@ SIZES = {  # name: (height, width), each of few tiles
     "large": (700, 2600),  # bucket of 4096
     "long": (240, 4300),  # larger than every bucket, so tiled on the host
 }
-
-
-def extract(commit: str, folder: Path) -> None:
-    """Writes the files of a commit into a folder.
-
-    Raises:
-      ValueError: git knows no such commit.
-    """
-    archive = folder.with_suffix(".tar")
-    done = subprocess.run(
-        ["git", "archive", "--format=tar", "-o", archive, commit], cwd=ROOT, capture_output=True, text=True
-    )
-    if done.returncode:
-        raise ValueError(f"Expected a commit of this repository, got {commit!r}: {done.stderr.strip()}")
-    with tarfile.open(archive) as files:
-        files.extractall(folder, filter="data")
-
-
-def build(folder: Path) -> None:
-    """Builds the compiled encoder of a checkout, in place.
-
-    Raises:
-      ValueError: setup.py failed, or it built other files than this checkout has.
-    """
-    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
-    done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if done.returncode:
-        raise ValueError(f"setup.py failed in the old commit:\n{done.stdout}")
-    if builds(folder) != builds(ROOT):
-        raise ValueError(
-            f"The compiled encoder was built as {builds(folder)} in the old commit and as {builds(ROOT)} here; run "
-            "`python setup.py build_ext --inplace` here, with the same compiler."
-        )
-
-
-def builds(folder: Path) -> list[str]:
-    """Names of the compiled encoder's files in a checkout."""
-    suffix = importlib.machinery.EXTENSION_SUFFIXES[0]
-    return sorted(path.name for path in (folder / "multipatch_jax").rglob(f"_encoder_*{suffix}"))
 
 
 def make_inputs(folder: Path) -> None:
@@ -91,12 +51,11 @@ def run_cases(checkout: Path, folder: Path, output: Path) -> dict[str, np.ndarra
       CalledProcessError: a case failed; the process has printed why.
     """
     script = Path(__file__).parent / "shared" / "same_bits_cases.py"
-    variables = {"PYTHONPATH": str(checkout), "JAX_PLATFORMS": "cpu"}  # PYTHONPATH comes before an editable install
     subprocess.run(
         [sys.executable, "-P", script, checkout, folder, output],
         check=True,
         cwd=checkout,
-        env=environment() | variables,
+        env=environment() | variables_of(checkout),
     )
     with np.load(output) as arrays:
         return dict(arrays)
@@ -120,8 +79,7 @@ def run_both(commit: str) -> list[tuple[str, str]]:
     """Makes the old checkout and the inputs, runs both sides and compares them."""
     with tempfile.TemporaryDirectory() as name:
         folder, old = Path(name), Path(name) / "old"
-        extract(commit, old)
-        build(old)
+        older_checkout(commit, old)
         make_inputs(folder)
         sides = []
         for which, checkout in ((commit, old), ("this checkout", ROOT)):

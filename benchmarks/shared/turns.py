@@ -4,7 +4,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.shared.processes import ROOT, environment
@@ -29,10 +29,14 @@ def work(systems: Mapping[str, System], name: str, folder: Path | str) -> None:
 class _Worker:
     """The process of one system, as the process that asks for its turns sees it."""
 
-    def __init__(self, module: str, name: str, folder: Path):
-        command = [sys.executable, "-m", module, "--worker", name, str(folder)]
+    def __init__(self, name: str, command: Sequence[str], variables: Mapping[str, str]):
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment()
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env=environment() | dict(variables),
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -60,7 +64,21 @@ def take_turns(module: str, names: Iterable[str], folder: Path, rounds: int) -> 
       folder: holds the inputs.
       rounds: turns of each system.
     """
-    workers = {name: _Worker(module, name, folder) for name in names}
+    commands = {name: [sys.executable, "-m", module, "--worker", name, str(folder)] for name in names}
+    return take_turns_of(commands, {}, rounds)
+
+
+def take_turns_of(
+    commands: Mapping[str, Sequence[str]], variables: Mapping[str, Mapping[str, str]], rounds: int
+) -> dict[str, list[float]]:
+    """Seconds of every turn of every system.
+
+    Args:
+      commands: of each system, in the order of their turns: what starts a process that calls `work`.
+      variables: of each system: what its process has in its environment beside that of this checkout's processes.
+      rounds: turns of each system.
+    """
+    workers = {name: _Worker(name, command, variables.get(name, {})) for name, command in commands.items()}
     times: dict[str, list[float]] = {name: [] for name in workers}
     for _ in range(rounds):
         for name, worker in workers.items():
