@@ -3,15 +3,12 @@
 Needs the `test` extra and git. Builds the commit in a temporary folder. Both sides run the same script, each in
 processes of its own that take turns, on a CPU, with SmolVLM-256M's tower and connector and random weights in float32:
 the seconds of one tile, of a 12-megapixel JPEG to its tokens, and of import, load and `warmup` in new processes that
-find their programs in JAX's persistent cache. Then what XLA says of compiled programs with 2 layers.
+find their programs in JAX's persistent cache. `benchmarks.compiled` compares the compiled programs.
 
-Prints medians, and ratios to the older commit: of seconds the median ratio of a round. Exits with 1 if a program's
-flops, bytes or temporary memory are over 1.03 x those of before.
+Prints medians, and the median ratio of a round to the older commit. Asserts nothing, because the machine is shared.
 """
 
-import json
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -20,20 +17,13 @@ import numpy as np
 
 from benchmarks.shared import turns
 from benchmarks.shared.checkpoint import make_checkpoint
-from benchmarks.shared.older import older_checkout, variables_of
+from benchmarks.shared.older import older_checkout, run_with, variables_of
 from benchmarks.shared.options import parser
 from benchmarks.shared.photo import photograph
-from benchmarks.shared.processes import ROOT, environment
+from benchmarks.shared.processes import ROOT
 
-WORKER = str(Path(__file__).parent / "shared" / "beside_worker.py")
-LIMIT = 1.03  # of a compiled program; seconds are only reported, because the machine is shared
-
-
-def run(checkout: Path, *arguments: str, **variables: str) -> str:
-    """Runs the worker with a checkout's code, and returns what it prints."""
-    env = environment() | variables_of(checkout) | variables
-    command = [sys.executable, "-P", WORKER, *arguments]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=checkout, env=env).stdout
+WORKER = Path(__file__).parent / "shared" / "beside_worker.py"
+STEPS = ("import", "load", "warmup, cached programs")
 
 
 def report(name: str, times: dict[str, list[float]]) -> None:
@@ -43,19 +33,8 @@ def report(name: str, times: dict[str, list[float]]) -> None:
     print(f"{name:<28} {medians[0]:8.3f} s {medians[1]:8.3f} s {turns.ratio(times, new, old):8.3f} x", flush=True)
 
 
-def compare_programs(sides: dict[str, Path], folder: Path) -> list[str]:
-    """Prints what XLA says of each program on both sides, and returns what has grown."""
-    old, new = (json.loads(run(checkout, "compiled", str(folder))) for checkout in sides.values())
-    grown = []
-    for program in old:
-        ratios = {what: new[program][what] / max(old[program][what], 1) for what in old[program]}
-        print(f"{program:<40} " + "  ".join(f"{what} {ratio:.4f} x" for what, ratio in ratios.items()), flush=True)
-        grown += [f"{program}: {what}" for what, ratio in ratios.items() if ratio > LIMIT]
-    return grown
-
-
 def main() -> int:
-    """0 when no program has grown, 1 when one has, 2 when the sides cannot be compared."""
+    """0 when measured, 2 when the sides cannot be compared."""
     options = parser(__doc__)
     options.add_argument("commit", metavar="COMMIT", help="any name that git knows: a hash, a tag, HEAD~3")
     options.add_argument("--rounds", type=int, default=7, help="turns of each side, and half as many new processes")
@@ -68,31 +47,23 @@ def main() -> int:
             print(f"beside: {error}", file=sys.stderr)
             return 2
         make_checkpoint(folder / "model")
-        make_checkpoint(folder / "small", layers=2)
         np.save(folder / "tile.npy", np.asarray(photograph(512, 512)))
         photograph(3000, 4000).save(folder / "photo.jpg", quality=92)
         print(f"{'':<28} {args.commit:>10} {'this checkout':>10}")
         variables = {side: variables_of(checkout) for side, checkout in sides.items()}
         for what in ("tile", "photo"):
-            commands = {side: [sys.executable, "-P", WORKER, "turns", what, name] for side in sides}
+            commands = {side: [sys.executable, "-P", str(WORKER), "turns", what, name] for side in sides}
             report(f"seconds a {what}", turns.take_turns_of(commands, variables, args.rounds))
         steps: dict[str, dict[str, list[float]]] = {step: {side: [] for side in sides} for step in STEPS}
         for start in range(1 + args.rounds // 2):
             for number, (side, checkout) in enumerate(sides.items()):
-                cache = {"JAX_COMPILATION_CACHE_DIR": f"{name}/cache{number}"}
-                cache["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-                seconds = map(float, run(checkout, "ready", name, **cache).split())
+                seconds = map(float, run_with(checkout, WORKER, "ready", name, f"{name}/cache{number}").split())
                 for step, value in zip(STEPS, seconds, strict=True):
                     if start:  # the first process fills the cache
                         steps[step][side].append(value)
         for step, times in steps.items():
             report(step, times)
-        grown = compare_programs(sides, folder)
-    print(f"Over {LIMIT} x: {', '.join(grown)}." if grown else f"No program is over {LIMIT} x.")
-    return 1 if grown else 0
-
-
-STEPS = ("import", "load", "warmup, cached programs")
+    return 0
 
 
 if __name__ == "__main__":

@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.shared.checkpoint import make_checkpoint
-from benchmarks.shared.older import older_checkout, variables_of
+from benchmarks.shared.older import older_checkout, run_with
 from benchmarks.shared.options import parser
-from benchmarks.shared.processes import ROOT, environment
+from benchmarks.shared.processes import ROOT
 
 LAYERS = 3
 SIZES = {  # name: (height, width), each of few tiles
@@ -51,12 +51,7 @@ def run_cases(checkout: Path, folder: Path, output: Path) -> dict[str, np.ndarra
       CalledProcessError: a case failed; the process has printed why.
     """
     script = Path(__file__).parent / "shared" / "same_bits_cases.py"
-    subprocess.run(
-        [sys.executable, "-P", script, checkout, folder, output],
-        check=True,
-        cwd=checkout,
-        env=environment() | variables_of(checkout),
-    )
+    run_with(checkout, script, checkout, folder, output)
     with np.load(output) as arrays:
         return dict(arrays)
 

@@ -6,7 +6,7 @@ import sys
 import tarfile
 from pathlib import Path
 
-from benchmarks.shared.processes import ROOT
+from benchmarks.shared.processes import ROOT, environment
 
 
 def older_checkout(commit: str, folder: Path) -> Path:
@@ -23,6 +23,18 @@ def older_checkout(commit: str, folder: Path) -> Path:
 def variables_of(checkout: Path) -> dict[str, str]:
     """What a process needs in its environment to import a checkout's package on a CPU, whatever is installed."""
     return {"PYTHONPATH": str(checkout), "JAX_PLATFORMS": "cpu"}
+
+
+def run_with(checkout: Path, script: Path, *arguments: str | Path) -> str:
+    """Runs a script of this checkout in a process that imports another checkout's package; returns what it prints.
+
+    Raises:
+      CalledProcessError: the script failed; it has printed why.
+    """
+    command = [sys.executable, "-P", script, *arguments]
+    variables = environment() | variables_of(checkout)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=checkout, env=variables)
+    return done.stdout
 
 
 def extract(commit: str, folder: Path) -> None:
