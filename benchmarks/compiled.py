@@ -1,9 +1,12 @@
 """Compares what XLA compiles from an older commit and from this checkout: `python -m benchmarks.compiled COMMIT`.
 
-Needs the `test` extra and git. Builds the commit in a temporary folder. Each side compiles its programs of
-`encode_tiles` and `encode_image` on a CPU, with the shapes of SmolVLM-256M and a tower of 2 layers. The settings are
-float32 as it is by default, which is the compiled encoder, float32 with XLA alone, and bfloat16. No program runs. XLA
-counts a loop's body once, so the figures are good to compare, and not what a call costs.
+Needs the `test` extra and git. Builds COMMIT in a temporary folder. Each side compiles its programs of `encode_tiles`
+and `encode_image` on a CPU, with the shapes of SmolVLM-256M and a tower of 2 layers. The settings are float32 by
+default (the compiled encoder), float32 with XLA alone, and bfloat16. No program runs. XLA counts a loop's body once, so
+compare the figures, and do not read them as the cost of a call.
+
+COMMIT must have `mp.encode.lower_encode_tiles`, or the programs of 7ccde8e under their private names. The commits from
+703b828 to 573d815 have neither.
 
 Prints flops, bytes accessed and temporary memory of each program on both sides, and the ratio to the older commit.
 Exits with 1 if a ratio is over 1.03, and with 2 if the sides cannot be compared.
