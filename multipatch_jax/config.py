@@ -62,7 +62,7 @@ class VisionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ConnectorConfig:
-    """The connector: pixel unshuffle, then one linear projection to the width of the language model.
+    """The connector; of kind "idefics3", pixel unshuffle and one linear projection to the language model's width.
 
     Attributes:
       scale_factor: side of the square of neighbouring patches that become one visual token.

@@ -2,8 +2,8 @@
 
 A resize is two passes, one along each axis. In a pass, every output pixel is a weighted sum of neighbouring source
 pixels. The weights are computed on the host in float64, with the order of operations of the reference (Pillow's
-`Resample.c`, torch's `UpSampleKernel.cpp`), and rounded to integers. The host (`image/host.py`) and the device
-(`image/resize.py`) then only add products of integers, so they give the reference's bytes.
+`Resample.c`, torch's `UpSampleKernel.cpp`), and rounded to integers. The device (`image/resize.py`) and, where it does
+not call Pillow, the host (`image/host.py`) then only add products of integers, so they give the reference's bytes.
 
 There are two tables. A filter is a formula and its reach. A resampler says how weights are rounded and which pass comes
 first; a new one is a row of `RESAMPLERS`.
@@ -51,7 +51,7 @@ class Filter:
     Attributes:
       formula: distances from the output pixel's centre -> weights, before they are normalised.
       support: how far it reaches to each side, in pixels of the coarser one of the two grids.
-      pillow_code: Pillow's number for it, which `preprocessor_config.json` holds.
+      pillow_code: Pillow's number for it, which `preprocessor_config.json` holds; no two filters share one.
     """
 
     formula: Callable[[np.ndarray], np.ndarray]
@@ -96,7 +96,8 @@ class Resampler:
         pass are rounded to.
       vertical_first: (in_size, out_size) -> whether the vertical pass comes before the horizontal one, which changes
         the rounding.
-      uses_pillow: whether the host calls Pillow for each pass. Otherwise NumPy adds the products, which is slow.
+      uses_pillow: whether Pillow's own resize along one axis gives these bytes, so that the host calls it. That takes
+        weights of 22 bits and a filter that Pillow has. Otherwise NumPy adds the products, which is slow.
     """
 
     weight_bits: Callable[[float], int] = _all_bits
@@ -162,7 +163,7 @@ class ResizeWeights(NamedTuple):
     Attributes:
       vertical, horizontal: weights of the two passes.
       vertical_first: whether the vertical pass comes first.
-      order_varies: whether that depends on the sizes.
+      order_varies: whether the vertical pass can come first for some sizes.
     """
 
     vertical: AxisWeights

@@ -13,7 +13,7 @@ from multipatch_jax.arguments import require_positive
 
 
 class TileCache:
-    """The tokens of tiles encoded before, for one set of params and one config.
+    """The tokens of tiles encoded before, for one set of params, one config and one `compute`.
 
     A full cache drops the tile that was used least recently. A tile of 64 tokens of width 576 in float32 takes 147 kB.
 

@@ -19,7 +19,7 @@ _ROOTS = {"vision": "vision_model", "connector": "connector"}  # part: its place
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
-    """What a program is, beside the shapes of its arguments: the one static argument of every encoding program.
+    """What a program is, beside the shapes of its arguments: a static argument of every encoding program.
 
     Attributes:
       config: what the model is.
@@ -56,8 +56,8 @@ def prepare_execution(
       platform: the platform that the program is exported for; None is this machine.
 
     Returns:
-      The params of `parts` alone, so that a language model beside them stays out of the program, on a mesh without
-      Explicit axes; and the execution.
+      (params, execution). The params are those of `parts` alone, so that a language model beside them stays out of the
+      program; if they lie on a mesh, its axes are Auto ones.
 
     Raises:
       ValueError: names or shapes of `params` are not the config's, a setting cannot be had, `batch_size` is not a

@@ -1,4 +1,4 @@
-"""The jitted programs of single calls. Each takes params, arrays, and one static `Execution`.
+"""The jitted programs of single calls. Each takes params, arrays, and a static `Execution`.
 
 | program | compiled once for each |
 |---|---|

@@ -1,6 +1,7 @@
 """Encode tiles as visual tokens, or normalised pixels as features of the vision tower: the public calls."""
 
-from collections.abc import Sequence
+import numbers
+from collections.abc import Iterable, Sequence
 from typing import Any, overload
 
 import numpy as np
@@ -103,18 +104,21 @@ def vision_features(
     check_array("pixel_values", pixel_values, ("N", "M", "M", 3), np.floating)
     if pixel_attention_mask is not None:
         check_array("pixel_attention_mask", pixel_attention_mask, pixel_values.shape[:3], np.bool_)
-    numbers = _check_layers(() if layers is None else layers, config.vision.num_hidden_layers)
+    chosen = _check_layers(() if layers is None else layers, config.vision.num_hidden_layers)
     params, execution = prepare_execution(params, config, compute, parts=("vision",))
     arrays = (pixel_values, pixel_attention_mask)
-    features, inner = vision_features_program(params, *arrays, layers=numbers, execution=execution)
-    return features if layers is None else (features, dict(zip(numbers, inner, strict=True)))
+    features, inner = vision_features_program(params, *arrays, layers=chosen, execution=execution)
+    return features if layers is None else (features, dict(zip(chosen, inner, strict=True)))
 
 
 def _check_layers(layers: Sequence[int], num_layers: int) -> tuple[int, ...]:
-    numbers = tuple(layers)
-    if not all(isinstance(number, int) and -num_layers - 1 <= number <= num_layers for number in numbers):
+    def exists(number: Any) -> bool:
+        is_integer = isinstance(number, numbers.Integral) and not isinstance(number, bool)
+        return is_integer and -num_layers - 1 <= int(number) <= num_layers
+
+    if not isinstance(layers, Iterable) or not all(map(exists, layers)):
         raise ValueError(f"layers must be integers from {-num_layers - 1} to {num_layers}, got {layers!r}.")
-    return numbers
+    return tuple(map(int, layers))
 
 
 def check_tiles(tiles: Any, config: ModelConfig) -> None:

@@ -1,9 +1,9 @@
 """Prepare an image for its program: padded to a size bucket, or, if it fits none, cut into tiles on the host.
 
 XLA compiles a program for each shape of its inputs, so every new image size would have to wait for the compiler.
-Instead, an image is padded to its bucket, the smallest of three squares that holds it. Everything else that differs
-between the images of a bucket is passed as arrays of static shape (`TilingSteps`): sizes, grid and resize weights. So a
-few compiled programs serve images of every size.
+Instead, an image is padded to its bucket, the smallest of three squares that holds it. Sizes, grid and resize weights,
+which differ between the images of a bucket, are passed as arrays of static shape (`TilingSteps`). So a few compiled
+programs, one for each bucket and number of tiles, serve images of every size.
 """
 
 from collections.abc import Iterator
@@ -44,6 +44,7 @@ def prepare_image(
     Args:
       image: pixels, as `load_image` returns them.
       tiling: the model's `config.tiling`.
+      on_device: False makes the tiles on the host, whatever the size of the image.
     """
     plan = plan_tiles(image.shape[0], image.shape[1], tiling)
     side, steps = _find_bucket(plan, tiling) if on_device else (0, None)
@@ -65,7 +66,7 @@ def blank_images(tiling: TilingConfig) -> Iterator[PreparedImage]:
 
 
 def bucket_side(plan: TilePlan, tiling: TilingConfig = TilingConfig()) -> int | None:
-    """Return the side of the image's bucket, in pixels; None if the program of no bucket can tile the image.
+    """Return the side of the image's bucket, in pixels; None if no bucket's program can tile the image.
 
     The image must be at most 4096 pixels a side, its grid at most 4 x 4 tiles, and its resize weights must have no more
     taps than the program. An extreme aspect ratio can need more taps: 4096 x 111 pixels do with tiles of 64 and a

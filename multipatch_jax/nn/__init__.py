@@ -6,7 +6,7 @@
 from multipatch_jax.nn.attention import KERNELS
 from multipatch_jax.nn.compute import Compute, resolve_compute
 from multipatch_jax.nn.connector import Idefics3Connector, pixel_unshuffle
-from multipatch_jax.nn.connectors import CONNECTORS
+from multipatch_jax.nn.connectors import CONNECTORS, connector_of
 from multipatch_jax.nn.encoders import ENCODERS
 from multipatch_jax.nn.model import MultiPatchVisionProcessor, init_params
 from multipatch_jax.nn.platforms import Target, this_machine
@@ -22,6 +22,7 @@ __all__ = [
     "MultiPatchVisionProcessor",
     "Target",
     "VisionTransformer",
+    "connector_of",
     "init_params",
     "pixel_unshuffle",
     "resolve_compute",

@@ -17,11 +17,12 @@ class Compute:
     """How to compute. Every setting is automatic by default, and none is ever saved with a model.
 
     Attributes:
-      dtype: of the computation: "float32", "bfloat16" or "float16". None is the dtype of the params.
+      dtype: of the computation: "float32", "bfloat16" or "float16". None is the dtype of the params; where that differs
+        among them, of the patch embedding's kernel.
       attention: a name in `nn.KERNELS`; "auto" takes the kernel that suits platform and dtype.
       encoder: what runs the layers of the tower, a name in `nn.ENCODERS`: "native" is our compiled code for CPUs in
-        float32, "flax" the modules as XLA compiles them. "auto" takes the compiled code where it runs, unless
-        `attention` names a kernel, which only "flax" calls.
+        float32, "flax" the modules as XLA compiles them. "auto" takes the compiled code where it runs, and "flax" if
+        `attention` names a kernel. Beside "native", a kernel serves only masked tiles, gradients and inner features.
       precision: of float32 matmuls: "default", "high" or "highest". None is "highest", as exact as the reference.
         16-bit dtypes and the "native" encoder have only one precision.
       remat: whether a backward pass computes the activations of each layer again, rather than keep those of all layers.
@@ -47,15 +48,17 @@ class Compute:
 def resolve_compute(compute: Compute, params_dtype: str, target: Target | None = None) -> Compute:
     """Return the settings with everything decided that was automatic; settings that are decided stay as they are.
 
-    The result is part of a program, so it is called before tracing where it can be.
+    Call it before tracing where you can, because the result is a static part of the program.
 
     Args:
       params_dtype: by name.
       target: what the program is compiled for; None is this machine.
 
     Raises:
-      ValueError: a setting cannot be had there; the error names those that can.
+      ValueError: a setting cannot be had there; the error names those that can. Or `compute` is no `Compute`.
     """
+    if not isinstance(compute, Compute):
+        raise ValueError(f"compute must be an mp.Compute, such as mp.Compute(dtype='bfloat16'), got {compute!r}.")
     target = target or this_machine()
     dtype = compute.dtype or params_dtype
     if dtype not in DTYPES:
@@ -73,10 +76,10 @@ def resolve_compute(compute: Compute, params_dtype: str, target: Target | None =
 
 
 def compute_in(module: nn.Module, compute: Compute) -> Compute:
-    """Return the settings for a module: decided ones as they are, others decided for this machine and its params.
+    """Return the settings for a module: decided ones unchecked, others decided for this machine and its params.
 
     `resolve_compute` has decided and checked the settings of an encoding call, perhaps for another platform. A module
-    that is used by itself computes in the dtype of its params, unless `compute` names another.
+    that is used by itself computes in the dtype of its own params (of the first of them), unless `compute` names one.
     """
     if compute.dtype and compute.precision and "auto" not in (compute.attention, compute.encoder):
         return compute

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 
 from flax import linen as nn
 
+from multipatch_jax.config import ConnectorConfig
 from multipatch_jax.nn.connector import Idefics3Connector
 
 
@@ -14,8 +15,9 @@ class ConnectorKind:
 
     Attributes:
       module: (config, compute, name=...) -> the Flax module, which maps features (P, C) to visual tokens (T, D).
-      linears: its linear layers, which have no bias: name in a checkpoint, after "connector." -> shape there, (out, in)
-        in the words of `params/table.py`. A parameter has the same place in params, and is the transpose.
+      linears: the names and shapes of its linear layers, which have no bias. {"proj": "D C"} is the tensor
+        `model.connector.proj.weight` (D, C) of a checkpoint, and the parameter connector/proj/kernel (C, D). The words
+        of a shape are explained at `_dims` in `params/table.py`.
     """
 
     module: Callable[..., nn.Module]
@@ -25,3 +27,14 @@ class ConnectorKind:
 CONNECTORS = {
     "idefics3": ConnectorKind(Idefics3Connector, {"modality_projection.proj": "D merged_width"}),
 }
+
+
+def connector_of(config: ConnectorConfig) -> ConnectorKind:
+    """Return the row that a config names.
+
+    Raises:
+      ValueError: there is no such connector.
+    """
+    if config.kind not in CONNECTORS:
+        raise ValueError(f"ConnectorConfig.kind must be one of {', '.join(CONNECTORS)}, got {config.kind!r}.")
+    return CONNECTORS[config.kind]

@@ -20,8 +20,8 @@ class EncoderChoice(Choice):
     Attributes:
       run: (layers, x, config, in_flax) -> features (P, C). `layers` are the stacked params of all layers, `x` the
         embeddings (P, C) of one tile without masked patches, `in_flax` the same function (layers, x) in Flax, which
-        gradients use. None for the Flax modules themselves: they also run where this encoder does not, which is for
-        masked tiles and when the outputs of layers are asked for.
+        gradients use. None means the Flax modules. They also run in the place of any other encoder for masked tiles,
+        and when the outputs of layers are asked for.
     """
 
     run: Callable[[Any, Array, VisionConfig, Callable[[Any, Array], Array]], Array] | None = None

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float
 
 from multipatch_jax.config import ModelConfig
 from multipatch_jax.nn.compute import Compute
-from multipatch_jax.nn.connectors import CONNECTORS
+from multipatch_jax.nn.connectors import connector_of
 from multipatch_jax.nn.siglip import VisionTransformer
 
 
@@ -27,7 +27,7 @@ class MultiPatchVisionProcessor(nn.Module):
     def __call__(
         self, pixel_values: Float[Array, "M M 3"], pixel_attention_mask: Bool[Array, "M M"] | None = None
     ) -> Float[Array, "T D"]:
-        connector = CONNECTORS[self.config.connector.kind].module
+        connector = connector_of(self.config.connector).module
         features, _ = VisionTransformer(self.config.vision, self.compute, name="vision_model")(
             pixel_values, pixel_attention_mask
         )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 import jax
 from jax.extend.backend import get_backend
 
+from multipatch_jax.arguments import require_choices
 from multipatch_jax.config import DTYPES
 
 # "cuda" is an NVIDIA GPU of the Ampere generation or later, "gpu" any other GPU.
@@ -23,6 +24,9 @@ class Target:
 
     platform: str
     exported: bool = False
+
+    def __post_init__(self):
+        require_choices(self, platform=PLATFORMS)
 
     def __str__(self) -> str:
         return f"in an export for {self.platform}" if self.exported else f"on this machine's {self.platform}"
@@ -43,7 +47,8 @@ class Choice:
 
     Attributes:
       platforms, dtypes: where it runs, and the computation dtypes that it takes.
-      automatic: the platforms on which "auto" takes it, unless an earlier row of the table can be had.
+      automatic: the platforms on which "auto" may take it: it takes the first such row that can be had. By default all,
+        so a row that only its name should choose needs `automatic=()`.
       is_available: whether what else it needs is there for a target.
       needs: what `is_available` looks for, as the end of an error message.
     """

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from multipatch_jax.config import ModelConfig
-from multipatch_jax.nn import CONNECTORS
+from multipatch_jax.nn import connector_of
 from multipatch_jax.params.tree import flatten
 
 PARTS = ("vision", "connector", "embeddings", "text")
@@ -56,15 +56,8 @@ _TABLE = (
 
 
 def _rows(config: ModelConfig) -> Iterable[tuple[str, str, dict]]:
-    """Return the rows of the table that a model has.
-
-    Raises:
-      ValueError: there is no such connector.
-    """
-    kind = config.connector.kind
-    if kind not in CONNECTORS:
-        raise ValueError(f"ConnectorConfig.kind must be one of {', '.join(CONNECTORS)}, got {kind!r}.")
-    linears = CONNECTORS[kind].linears.items()
+    """Return the rows of the table that a model has."""
+    linears = connector_of(config.connector).linears.items()
     rows = [*_TABLE, *(("connector", f"connector.{name}", {_LINEAR: shape}) for name, shape in linears)]
     return sorted(rows, key=lambda row: PARTS.index(row[0]))
 

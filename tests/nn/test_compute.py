@@ -76,6 +76,17 @@ def test_the_compiled_encoder_is_never_exported(platform):
         resolve_compute(mp.Compute(encoder="native"), "float32", Target(platform, exported=True))
 
 
+@pytest.mark.parametrize("compute", [None, "bfloat16", {"dtype": "bfloat16"}])
+def test_what_is_no_compute_is_refused(compute, tiny, tiny_tiles):
+    with pytest.raises(ValueError, match=r"compute must be an mp\.Compute, such as .*, got"):
+        mp.encode_tiles(tiny.params, tiny_tiles, config=tiny.config, compute=compute)
+
+
+def test_an_unknown_platform_is_refused():
+    with pytest.raises(ValueError, match=r"Target\.platform must be one of .*got 'rocm'"):
+        Target("rocm")
+
+
 def test_params_of_another_kind_are_refused():
     with pytest.raises(ValueError, match="Params must be in one of float32, bfloat16, float16, got int8"):
         resolve_compute(AUTO, "int8")

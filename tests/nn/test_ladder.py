@@ -91,7 +91,7 @@ def test_inner_features_are_transformers_hidden_states(photo, tmp_path):
     assert distance(features, alone) <= tolerances.SAME_PROGRAM
 
 
-@pytest.mark.parametrize("layers", [(3,), (0, -4), ("1",), (1.0,)])
+@pytest.mark.parametrize("layers", [(3,), (0, -4), ("1",), (1.0,), (True,), 1])
 def test_layers_that_do_not_exist_are_refused(layers, tiny):
     with pytest.raises(ValueError, match="layers must be integers from -3 to 2, got"):
         mp.vision_features(tiny.params, np.zeros((1, 64, 64, 3), np.float32), config=tiny.config, layers=layers)
