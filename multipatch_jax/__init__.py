@@ -12,11 +12,17 @@ This module exports what most users call. Everything else is in a sub-package:
 * `plot`: pictures of tiles and tokens
 
 `presets` has the configs of the published models.
+
+`plot` and `train` are imported when they are first used, because `train` imports optax.
 """
 
 __version__ = "0.1.0"
 
-from multipatch_jax import checkpoint, encode, image, nn, params, plot, presets, text, train
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from multipatch_jax import checkpoint, encode, image, nn, params, presets, text
 from multipatch_jax.checkpoint import CheckpointError, export_hf, from_pretrained, save_pretrained
 from multipatch_jax.config import ConnectorConfig, ModelConfig, TextConfig, TilingConfig, VisionConfig
 from multipatch_jax.encode import (
@@ -34,6 +40,9 @@ from multipatch_jax.image import ImageError, load_image, plan_tiles, tile_image,
 from multipatch_jax.nn import Compute, Idefics3Connector, MultiPatchVisionProcessor, init_params
 from multipatch_jax.presets import PRESETS
 from multipatch_jax.text import Processor, prepare_inputs
+
+if TYPE_CHECKING:
+    from multipatch_jax import plot, train
 
 __all__ = [
     "PRESETS",
@@ -76,3 +85,15 @@ __all__ = [
     "vision_features",
     "warmup",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Imports `plot` or `train` at its first use (PEP 562)."""
+    if name in ("plot", "train"):
+        return importlib.import_module(f"multipatch_jax.{name}")
+    raise AttributeError(f"module 'multipatch_jax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The public names, those not yet imported too."""
+    return sorted({*globals(), *__all__})
