@@ -4,37 +4,27 @@ The conversion to RGB is the reference's `do_convert_rgb` (transformers 5.23, PI
 is composited over opaque white. Every other mode goes through Pillow's `convert("RGB")`, which clips a 16-bit image at
 255 and does not scale it.
 
-Several threads may call `load_image` at once. For that reason Pillow's warnings, mostly about damaged metadata, are not
-suppressed here: `warnings.catch_warnings` saves and restores global state, and two threads that overlap could restore
-it in the wrong order and lose the caller's filters for good. Where the caller's filters turn a warning of Pillow into
-an error, `load_image` raises an `ImageError`.
+Several threads may call `load_image` at once.
 """
 
-import contextlib
-import io
-import os
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image
+
+from multipatch_jax.image.open import (
+    TRANSPOSE,
+    ImageError,
+    check_pixels,
+    is_file,
+    open_image,
+    orientation,
+    pillow_errors,
+)
 
 FLOAT_DTYPES = ("float16", "float32", "float64", "bfloat16")
 STRIP_PIXELS = 2**18  # pixels converted at a time: 1 MB at Pillow's 4 bytes a pixel, which stays in cache
-TRANSPOSE = {  # EXIF orientation -> what turns the image upright; orientation 1 is upright already
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-
-class ImageError(ValueError):
-    """An image cannot be used: it is damaged, refused, or no image at all. The message says which, and what to do."""
 
 
 def load_image(source: Any, *, exif_transpose: bool = False) -> UInt8[np.ndarray, "H W 3"]:
@@ -43,9 +33,9 @@ def load_image(source: Any, *, exif_transpose: bool = False) -> UInt8[np.ndarray
     Args:
       source: one of
         * a file: a path, the bytes of a file, or a binary file object (read from its beginning if it can seek, and left
-          open). Of an animation the first frame is loaded. The image is turned upright by its EXIF orientation and
-          transparency is composited over white. (The reference, given a path, drops the alpha channel instead, which
-          shows the colours that it hid.)
+          open). HEIC needs the library `pillow-heif`. Of an animation the first frame is loaded. The image is turned
+          upright by its EXIF orientation and transparency is composited over white. (The reference, given a path, drops
+          the alpha channel instead, which shows the colours that it hid.)
         * a `PIL.Image.Image` of any mode: its current frame, transparency over white.
         * a NumPy or JAX array (H, W, channels) with 1 channel (grey), 3 (RGB) or 4 (RGBA, composited over white):
           uint8, or a float type with values in [0, 1], which are multiplied by 255 and truncated. Neither the layout
@@ -57,29 +47,17 @@ def load_image(source: Any, *, exif_transpose: bool = False) -> UInt8[np.ndarray
 
     Raises:
       FileNotFoundError: the path does not exist.
-      ImageError: the image cannot be opened or decoded, or is refused: a file with more than
-        `PIL.Image.MAX_IMAGE_PIXELS` pixels, a PostScript file, an image without pixels, an array of another shape,
-        dtype or range, or a source of another type.
+      ImageError: the image cannot be opened or decoded, or is refused: a file or PIL image with
+        more than twice `PIL.Image.MAX_IMAGE_PIXELS` pixels (above once there is a warning), a PostScript file, an image
+        without pixels, an array of another shape, dtype or range, or a source of another type.
     """
     if isinstance(source, Image.Image):
-        filename = getattr(source, "filename", "")
-        with _pillow_errors(f"PIL image {filename!r}" if filename else "PIL image"):
+        with pillow_errors(_name(source)):
+            check_pixels(*source.size)
             return _from_pil(source, exif_transpose)
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        return _from_file(io.BytesIO(source), "Image from bytes")
-    if isinstance(source, (str, os.PathLike)):
-        name = f"Image file {os.fspath(source)!r}"
-        try:
-            # Given a path, Pillow may map the file into memory; if another program truncates it, this process dies.
-            file = open(source, "rb")
-        except FileNotFoundError as error:
-            raise FileNotFoundError(error.errno, "No such image file (URLs are not fetched)", error.filename) from None
-        except (OSError, ValueError) as error:
-            raise ImageError(f"{name} cannot be opened: {error}.") from error
-        with file:
-            return _from_file(file, name)
-    if hasattr(source, "read"):
-        return _from_file(source, "Image from file object")
+    if is_file(source):
+        with open_image(source) as (image, _):
+            return _from_pil(image, upright=True)
     if hasattr(source, "__array__"):
         return _from_array(np.asarray(source))
     raise ImageError(
@@ -87,57 +65,32 @@ def load_image(source: Any, *, exif_transpose: bool = False) -> UInt8[np.ndarray
     )
 
 
-@contextlib.contextmanager
-def _pillow_errors(name: str) -> Iterator[None]:
-    """Turn any exception that Pillow raises inside the block into an `ImageError` whose message starts with `name`."""
-    try:
-        yield
-    except ImageError:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(
-            f"{name} is refused as a possible decompression bomb: {error} "
-            f"If you trust it, set PIL.Image.MAX_IMAGE_PIXELS higher."
-        ) from error
-    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error, KeyError and more
-        raise ImageError(f"{name} cannot be decoded: {type(error).__name__}: {error}.") from error
+def image_size(source: Any) -> tuple[int, int]:
+    """Return (height, width) of what `load_image(source)` returns, without decoding the pixels of a file.
+
+    Raises:
+      ImageError, FileNotFoundError: as `load_image`. Damaged pixels are found only by `load_image`.
+    """
+    if isinstance(source, Image.Image):
+        return source.height, source.width
+    if is_file(source):
+        with open_image(source) as (image, _):
+            turned = orientation(image) in (5, 6, 7, 8) and image.format != "TIFF"  # whose size is upright already
+            return image.size if turned else image.size[::-1]
+    array = load_image(source)
+    return array.shape[0], array.shape[1]
 
 
-def _from_file(file: Any, name: str) -> UInt8[np.ndarray, "H W 3"]:
-    with _pillow_errors(name):
-        if not isinstance(file.read(0), bytes):
-            raise ImageError(f"{name} must give bytes, got text: open it with mode 'rb'.")
-        if not (hasattr(file, "seekable") and file.seekable()):
-            file = io.BytesIO(file.read())
-        try:
-            image = Image.open(file)
-        except UnidentifiedImageError:
-            file.seek(0)
-            start = file.read(16)
-            what = f"is damaged, or no image that Pillow knows: it starts with {start!r}" if start else "is empty"
-            raise ImageError(f"{name} {what}.") from None
-        with image:
-            # Between its limit and twice its limit Pillow only warns; this check leaves the warning filters alone.
-            limit, pixels = Image.MAX_IMAGE_PIXELS, image.width * image.height
-            if limit is not None and pixels > limit:
-                raise Image.DecompressionBombError(f"{pixels} pixels exceed the limit of {limit}.")
-            if image.format == "EPS":
-                raise ImageError(f"{name} is PostScript, a program, which is not run: convert it to PNG first.")
-            return _from_pil(image, upright=True)
-
-
-def _orientation(image: Image.Image) -> Any:
-    try:
-        return image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # the EXIF data are damaged, but the pixels may be good
-        return 1
+def _name(image: Image.Image) -> str:
+    filename = getattr(image, "filename", "")
+    return f"PIL image {filename!r}" if filename else "PIL image"
 
 
 def _from_pil(image: Image.Image, upright: bool) -> UInt8[np.ndarray, "H W 3"]:
     if 0 in image.size:
         raise ImageError(f"An image must have at least one pixel, got {image.width} x {image.height}.")
     image.load()
-    if upright and (method := TRANSPOSE.get(_orientation(image))) is not None:
+    if upright and (method := TRANSPOSE.get(orientation(image))) is not None:
         image = image.transpose(method)
     has_alpha = "A" in image.getbands() or image.info.get("transparency") is not None
     width, height = image.size

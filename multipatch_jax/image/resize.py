@@ -134,7 +134,7 @@ def _banded_pass(
         offset = starts[:, None] - first * 8
         band = jnp.int32(0)
         for tap in range(taps):
-            band += jnp.where(offset + tap == jnp.arange(window), weights[:, tap, None], 0)
+            band += jnp.where(offset + tap == jnp.arange(window)[None], weights[:, tap, None], 0)
         pixels = lax.dynamic_slice_in_dim(rows, first, window // 8).reshape(window, *rows.shape[2:])
         total = jnp.int32(0)
         for limb in range(3):

@@ -17,7 +17,7 @@ from multipatch_jax.image.steps import TilingSteps, tiling_steps
 
 
 def tile_padded(
-    padded: UInt8[Array, "H W 3"],
+    padded: UInt8[Array | np.ndarray, "H W 3"],
     steps: TilingSteps,
     *,
     num_tiles: int,
@@ -35,7 +35,7 @@ def tile_padded(
       tiling: the config that `steps` were made with.
       form: of the resize, "gather" or "banded"; both give the same bytes. See `image/resize.py`.
     """
-    tile, x = tiling.tile_size, padded
+    tile, x = tiling.tile_size, jnp.asarray(padded)
     one_resize = functools.partial(resize, filter=tiling.filter, form=form)
     for step in (steps.to_longest_edge, steps.to_multiples):
         x = x if step is None else one_resize(x, step)
@@ -45,7 +45,7 @@ def tile_padded(
     tiles = []
     for i in range(num_tiles):
         corner = (i // steps.cols * tile, i % steps.cols * tile, 0)
-        part = lax.dynamic_slice(x, corner, (tile, tile, 3))
+        part = lax.dynamic_slice(x, [jnp.asarray(start, jnp.int32) for start in corner], (tile, tile, 3))
         tiles.append(part if whole is None else jnp.where(i < steps.grid_tiles, part, whole))
     return jnp.stack(tiles)
 

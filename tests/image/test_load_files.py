@@ -1,15 +1,17 @@
 """load_image of files, bytes and file objects: every format, and what EXIF and animations say."""
 
 import io
+import sys
 from typing import Any
 
 import numpy as np
+import pillow_heif
 import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 from transformers.image_utils import load_image as reference_load_image
 
-from multipatch_jax.image import load_image
+from multipatch_jax.image import ImageError, image_size, load_image
 from tests.helpers.image_files import FILES, Stream, assert_same_pixels, encode, random_image, reference_rgb
 
 
@@ -26,6 +28,45 @@ def test_every_way_to_hand_over_a_file(name, tmp_path):
         file.seek(3)
         assert_same_pixels(load_image(file), expected)
         assert not file.closed
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_size_is_known_without_decoding(name, tmp_path):
+    data = FILES[name]()
+    path = tmp_path / "picture"
+    path.write_bytes(data)
+    pixels = load_image(data)
+    for source in (path, data, io.BytesIO(data), Image.open(path), pixels):
+        assert image_size(source) == pixels.shape[:2]
+
+
+def heic(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    pillow_heif.from_pillow(image).save(file, quality=-1)  # lossless
+    return file.getvalue()
+
+
+def test_heic_is_read_where_its_library_is_installed(tmp_path, monkeypatch):
+    image = Image.new("RGB", (20, 12), (200, 30, 60))
+    path = tmp_path / "photo.heic"
+    path.write_bytes(heic(image))
+    expected = pillow_heif.open_heif(path).to_pillow()
+    assert_same_pixels(load_image(path), np.asarray(expected))
+    assert np.abs(np.asarray(expected, int) - np.asarray(image, int)).max() <= 3  # YCbCr rounds
+    assert image_size(path) == (12, 20)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ImageError, match=r"bomb: .*240 pixels"):
+        load_image(path)
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as if it were not installed
+    with pytest.raises(ImageError, match=r"photo.heic' is HEIC.*pip install pillow-heif"):
+        load_image(path)
+
+
+@pytest.mark.parametrize("keep", [0.3, 0.9])
+def test_damaged_heic_is_an_image_error(keep):
+    data = heic(random_image("RGB", 64, 48))
+    with pytest.raises(ImageError, match="cannot be decoded"):
+        load_image(data[: int(keep * len(data))])
 
 
 def test_transparency_in_a_file_is_white():
@@ -68,6 +109,7 @@ def test_exif_orientation(orientation, format, tmp_path):
     expected = UPRIGHT[orientation](np.array(Image.open(io.BytesIO(raw))))
     for source in (path, data, io.BytesIO(data)):
         assert_same_pixels(load_image(source), np.ascontiguousarray(expected))
+        assert image_size(source) == expected.shape[:2]
     assert_same_pixels(load_image(path), np.array(reference_load_image(str(path))))
     assert_same_pixels(load_image(Image.open(path), exif_transpose=True), np.ascontiguousarray(expected))
     as_is = load_image(Image.open(path))
