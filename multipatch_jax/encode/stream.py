@@ -1,10 +1,8 @@
-"""Encode many images of any sizes, in order: threads decode them ahead, and their tiles are encoded as one stream."""
+"""Encode many images of any sizes, in order: `read_ahead` prepares them, and their tiles are encoded as one stream."""
 
 import collections
-import concurrent.futures
 import contextlib
 import functools
-import itertools
 from collections.abc import Generator, Iterable, Iterator, Sized
 from typing import Any
 
@@ -12,16 +10,15 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
-from multipatch_jax.config import ModelConfig, TilingConfig
+from multipatch_jax.config import ModelConfig
 from multipatch_jax.encode.cache import TileCache
 from multipatch_jax.encode.execution import prepare_execution
+from multipatch_jax.encode.read_ahead import read_ahead
 from multipatch_jax.encode.tile_queue import StreamStats, TileQueue, compile_programs
-from multipatch_jax.image import ImageError, PreparedImage, load_image, prepare_image
+from multipatch_jax.image import ImageError, PreparedImage
 from multipatch_jax.nn import Compute
 from multipatch_jax.params import Params
 from multipatch_jax.presets import SMOLVLM_256M
-
-READ_AHEAD = 4  # images that are decoded, or being decoded, ahead of their turn
 
 
 class _Result:
@@ -35,31 +32,6 @@ class _Result:
     def fill(self, index: int, tokens: np.ndarray) -> None:
         self.tokens[index] = tokens
         self.missing -= 1
-
-
-def _load(image: Any, tiling: TilingConfig, on_device: bool) -> PreparedImage:
-    """Load and prepare an image; runs in a thread."""
-    return prepare_image(load_image(image), tiling, on_device=on_device)
-
-
-def _read_ahead(
-    images: Iterable[Any], tiling: TilingConfig, on_device: bool
-) -> Generator[PreparedImage | BaseException, None, None]:
-    """Yield, for each image in order, the prepared image or the error that it raised; runs READ_AHEAD threads."""
-    source = iter(images)
-    waiting: collections.deque[concurrent.futures.Future] = collections.deque()
-    with concurrent.futures.ThreadPoolExecutor(READ_AHEAD, "multipatch") as pool:
-        try:
-            while True:
-                for image in itertools.islice(source, READ_AHEAD - len(waiting)):
-                    waiting.append(pool.submit(_load, image, tiling, on_device))
-                if not waiting:
-                    return
-                future = waiting.popleft()
-                yield future.exception() or future.result()
-        finally:  # reached also when the caller stops early
-            for future in waiting:
-                future.cancel()
 
 
 def _named(error: BaseException, index: int) -> BaseException:
@@ -110,7 +82,7 @@ def _append_cached(
 
 def _stream(
     queue: TileQueue,
-    prepared: Generator[PreparedImage | BaseException, None, None],
+    prepared: Generator[PreparedImage | BaseException | None, None, None],
     on_error: str,
     cache: TileCache | None,
     stats: StreamStats,
@@ -129,10 +101,16 @@ def _stream(
             yield result.error or np.concatenate(result.tokens)
 
     with bar, contextlib.closing(prepared):  # closing `prepared` ends its threads with the stream
-        for index, item in enumerate(prepared):
+        count = 0
+        for item in prepared:
+            if item is None:  # the next image is not there yet, so finish those that are
+                queue.flush()
+                yield from finished()
+                continue
             stats.images += 1
+            count += 1
             if isinstance(item, BaseException):
-                results.append(_Result(error=_named(item, index)))
+                results.append(_Result(error=_named(item, count - 1)))
                 if on_error == "raise":
                     queue.flush()  # so that the images before this one are yielded first
             else:
@@ -165,7 +143,9 @@ def iter_encode_images(
 
     Args:
       params: with "vision_model" and "connector". If they are laid out on a mesh, its devices share the tiles.
-      images: an iterable of anything that `load_image` takes. Only a few of its images are held at a time.
+      images: an iterable of anything that `load_image` takes. Only a few of its images are held at a time. A thread
+        iterates over it, and copies or reads each image before it asks for the next, so one buffer may be refilled.
+        Files of a list, or given as paths or bytes, are decoded in parallel; PIL images of a generator one by one.
       config: the model's.
       compute: how to compute.
       batch_size: most tiles in flight on a device; None chooses by backend (`encode.tiles_in_flight`).
@@ -199,7 +179,7 @@ def iter_encode_images(
     stats = StreamStats() if stats is None else stats
     total = len(images) if isinstance(images, Sized) else None
     bar = tqdm(total=total, desc="encoding", unit=" images", disable=not progress)
-    prepared = _read_ahead(images, config.tiling, on_device=tile_on != "host" and cache is None)
+    prepared = read_ahead(images, config.tiling, on_device=tile_on != "host" and cache is None)
     return _stream(TileQueue(params, execution, stats), prepared, on_error, cache, stats, bar)
 
 

@@ -91,7 +91,7 @@ def _append(make_tiles, source, buffer, device, offset, steps, mesh):
 
     def on_device(source, buffer, device, offset, steps):
         def append(buffer):
-            return jax.lax.dynamic_update_slice(buffer, make_tiles(source, steps), (offset, 0, 0, 0))
+            return jax.lax.dynamic_update_slice(buffer, make_tiles(source, steps), (offset, *[np.int32(0)] * 3))
 
         if mesh is None:
             return append(buffer)

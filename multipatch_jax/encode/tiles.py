@@ -4,8 +4,10 @@ import numbers
 from collections.abc import Iterable, Sequence
 from typing import Any, overload
 
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, UInt8
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Float, Shaped, UInt8
 
 from multipatch_jax.arguments import check_array
 from multipatch_jax.config import ModelConfig
@@ -71,7 +73,7 @@ def vision_features(
     *,
     config: ModelConfig = SMOLVLM_256M,
     compute: Compute = Compute(),
-    pixel_attention_mask: Bool[Array, "N M M"] | Bool[np.ndarray, "N M M"] | None = None,
+    pixel_attention_mask: Bool[Array, "N M M"] | Shaped[np.ndarray, "N M M"] | None = None,
     layers: Sequence[int] | None = None,
 ) -> Float[Array, "N P C"] | tuple[Float[Array, "N P C"], dict[int, Float[Array, "N P C"]]]:
     """Compute the features of the vision tower: after its `post_layernorm`, before the connector.
@@ -87,8 +89,9 @@ def vision_features(
       pixel_values: normalised pixels (about -1 to 1), channels last. M may be any multiple of the patch size, not only
         config.tiling.tile_size.
       config: the model's.
-      pixel_attention_mask: True for the real pixels of partly filled tiles; None if all pixels are real. A patch
-        without a real pixel has meaningless features, and the other patches do not depend on it.
+      pixel_attention_mask: True for the real pixels of partly filled tiles; None if all pixels are real. Integers 0 and
+        1, as the reference's processor makes them, are taken too. A patch without a real pixel has meaningless
+        features, and the other patches do not depend on it.
       layers: which inner features to return too, numbered as in the reference's `hidden_states`: 0 is the embeddings, i
         the result of layer i, and -1 that of the last layer, before `post_layernorm`. With them the layers run in Flax,
         whose results differ from the compiled encoder's in the last bits. None costs nothing.
@@ -103,12 +106,27 @@ def vision_features(
     """
     check_array("pixel_values", pixel_values, ("N", "M", "M", 3), np.floating)
     if pixel_attention_mask is not None:
-        check_array("pixel_attention_mask", pixel_attention_mask, pixel_values.shape[:3], np.bool_)
+        pixel_attention_mask = _as_bool(pixel_attention_mask, pixel_values.shape[:3])
     chosen = _check_layers(() if layers is None else layers, config.vision.num_hidden_layers)
     params, execution = prepare_execution(params, config, compute, parts=("vision",))
     arrays = (pixel_values, pixel_attention_mask)
     features, inner = vision_features_program(params, *arrays, layers=chosen, execution=execution)
     return features if layers is None else (features, dict(zip(chosen, inner, strict=True)))
+
+
+def _as_bool(mask: Any, shape: tuple[int, ...]) -> Any:
+    """Return a mask of bools, or of integers 0 and 1, as bools; raise a ValueError for another shape, dtype or value.
+
+    A traced mask has no values to look at, so it must be of bools.
+    """
+    name = "pixel_attention_mask"
+    if not isinstance(mask, Tracer) and jnp.issubdtype(getattr(mask, "dtype", None), np.integer):
+        values = np.asarray(mask)
+        if values.size and not 0 <= values.min() <= values.max() <= 1:
+            raise ValueError(f"{name} must be bools, or integers 0 and 1, got values {values.min()} to {values.max()}.")
+        mask = values.astype(bool)
+    check_array(name, mask, shape, np.bool_)
+    return mask
 
 
 def _check_layers(layers: Sequence[int], num_layers: int) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
 """From an image to its tiles: load it as uint8 RGB, plan its tiles, resize it and cut it, on the device or the host."""
 
 from multipatch_jax.image.host import tile_image_host
-from multipatch_jax.image.load import image_size, load_image
+from multipatch_jax.image.load import count_pixels, load_image
 from multipatch_jax.image.open import ImageError
 from multipatch_jax.image.plan import MAX_IMAGE_SIZE, TilePlan, plan_tiles
 from multipatch_jax.image.prepare import PreparedImage, blank_images, bucket_side, prepare_image
@@ -18,8 +18,8 @@ __all__ = [
     "TilingSteps",
     "blank_images",
     "bucket_side",
+    "count_pixels",
     "default_resize_form",
-    "image_size",
     "load_image",
     "normalize",
     "padded_steps",

@@ -7,6 +7,7 @@ is composited over opaque white. Every other mode goes through Pillow's `convert
 Several threads may call `load_image` at once.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -65,20 +66,18 @@ def load_image(source: Any, *, exif_transpose: bool = False) -> UInt8[np.ndarray
     )
 
 
-def image_size(source: Any) -> tuple[int, int]:
-    """Return (height, width) of what `load_image(source)` returns, without decoding the pixels of a file.
+def count_pixels(source: Any) -> int:
+    """Return how many pixels `load_image(source)` would have to decode, from the file's header; 0 if it is no file.
 
     Raises:
-      ImageError, FileNotFoundError: as `load_image`. Damaged pixels are found only by `load_image`.
+      ImageError, FileNotFoundError: as `load_image`.
     """
     if isinstance(source, Image.Image):
-        return source.height, source.width
-    if is_file(source):
-        with open_image(source) as (image, _):
-            turned = orientation(image) in (5, 6, 7, 8) and image.format != "TIFF"  # whose size is upright already
-            return image.size if turned else image.size[::-1]
-    array = load_image(source)
-    return array.shape[0], array.shape[1]
+        return math.prod(source.size)
+    if not is_file(source):
+        return 0
+    with open_image(source) as (image, _):
+        return math.prod(image.size)
 
 
 def _name(image: Image.Image) -> str:

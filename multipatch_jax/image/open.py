@@ -109,13 +109,13 @@ def _open_file(file: Any, name: str) -> Image.Image:
 
 def _open_heic(file: Any, name: str) -> Image.Image:
     try:
-        import pillow_heif
+        from pillow_heif.as_plugin import HeifImageFile
     except ImportError:
         raise ImageError(f"{name} is HEIC, which Pillow cannot read: pip install pillow-heif.") from None
     file.seek(0)
-    heic = pillow_heif.open_heif(file)  # turned upright already
-    check_pixels(*heic.size)
-    return heic.to_pillow()
+    image = HeifImageFile(file)
+    check_pixels(*image.size)
+    return image
 
 
 def check_pixels(width: int, height: int) -> None:

@@ -159,8 +159,8 @@ def encode_frames(
         max_tiles=None,
         resampler="torchvision",  # the only backend that the reference has for videos
     )
-    frames = list(frames)
-    if not frames:
-        raise ValueError("A video must have at least one frame, got none.")
     config = dataclasses.replace(config, tiling=tiling)
-    return np.stack(encode_images(params, frames, config=config, compute=compute, batch_size=batch_size))
+    tokens = encode_images(params, frames, config=config, compute=compute, batch_size=batch_size)
+    if not tokens:
+        raise ValueError("A video must have at least one frame, got none.")
+    return np.stack(tokens)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import multipatch_jax as mp
-from multipatch_jax.encode import stream
+from multipatch_jax.encode import read_ahead
 from multipatch_reference import distance
 from tests.helpers import tolerances
 from tests.helpers.images import random_images
@@ -120,7 +120,7 @@ def test_reading_ahead_is_bounded_and_stops_with_the_reader(tiny):
     next(tokens)
     few = len(taken)
     assert isinstance(tokens, Generator)
-    assert few <= stream.READ_AHEAD + 10  # the chunk in flight and the one after it hold a few images too
+    assert few <= read_ahead.READ_AHEAD + 10  # the chunk in flight and the one after it hold a few images too
     tokens.close()
     assert len(taken) == few
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("multipatch")]
