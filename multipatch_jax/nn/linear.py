@@ -59,11 +59,11 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "rows in"]) -> Float[Array, "rows out"]:
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features))
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features), jnp.float32)
         dtype = self.dtype or kernel.dtype
         x, kernel = x.astype(dtype), kernel.astype(dtype)
         y = jnp.dot(x, kernel) if self.product_in_dtype else matmul(x, kernel, self.precision)
         if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
-            y = y + (bias.astype(dtype) if self.product_in_dtype else bias)
+            bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32)
+            y = y + bias.astype(y.dtype)[None]
         return y.astype(dtype)

@@ -27,8 +27,10 @@ def retrieval_embeddings(
       A unit vector for each token and zeros for padding. They are computed in float32 and cast to the dtype of
       `hidden_states`.
     """
+    hidden_states, attention_mask = jnp.asarray(hidden_states), jnp.asarray(attention_mask)
     batch, length, width = hidden_states.shape
     kernel = params["linear"]["kernel"].astype(hidden_states.dtype)
-    x = matmul(hidden_states.reshape(-1, width), kernel, "highest") + params["linear"]["bias"]
+    x = matmul(hidden_states.reshape(-1, width), kernel, "highest")
+    x = x + params["linear"]["bias"].astype(x.dtype)[None]
     x = (x / jnp.linalg.norm(x, axis=-1, keepdims=True)).reshape(batch, length, -1)
-    return (x * attention_mask[..., None]).astype(hidden_states.dtype)
+    return (x * attention_mask[..., None].astype(x.dtype)).astype(hidden_states.dtype)

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
@@ -50,7 +51,7 @@ def position_ids(mask: Bool[Array, "g g"] | Bool[np.ndarray, "g g"], patches_per
     def buckets(valid):
         return jnp.minimum(jnp.arange(len(valid)) * n // jnp.maximum(valid.sum(), 1), n - 1)
 
-    ids = buckets(mask[:, 0])[:, None] * n + buckets(mask[0, :])
+    ids = buckets(mask[:, 0])[:, None] * n + buckets(mask[0, :])[None]
     return jnp.where(mask, ids, 0).reshape(-1)
 
 
@@ -70,11 +71,13 @@ def _product_in_dtype(compute: Compute) -> bool:
     return KERNELS[compute.attention].rounds_products
 
 
-def _layer_norm(config: VisionConfig, compute: Compute, name: str) -> nn.LayerNorm:
+def _layer_norm(config: VisionConfig, compute: Compute, name: str, x: Float[Array, "P C"]) -> Float[Array, "P C"]:
     # Flax computes mean and variance in float32. For 16-bit inputs the fast variance, E[x^2] - E[x]^2 in one pass, is
     # exact enough; to equal the reference in float32, the variance needs a second pass.
     fast = compute.dtype in ("bfloat16", "float16")
-    return nn.LayerNorm(config.layer_norm_eps, dtype=compute.dtype, use_fast_variance=fast, name=name)
+    norm = nn.LayerNorm(config.layer_norm_eps, dtype=compute.dtype, use_fast_variance=fast, name=name)
+    with jax.numpy_dtype_promotion("standard"):  # Flax promotes 16-bit inputs to float32, which "strict" forbids
+        return norm(x)
 
 
 class PatchEmbedding(nn.Module):
@@ -91,11 +94,12 @@ class PatchEmbedding(nn.Module):
     def __call__(self, pixel_values: Float[Array, "M M 3"]) -> Float[Array, "P C"]:
         p, width, dtype = self.config.patch_size, self.config.hidden_size, self.compute.dtype
         grid = len(pixel_values) // p  # pixels at the end that do not fill a patch are ignored
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (p, p, 3, width)).astype(dtype)
-        bias = self.param("bias", nn.initializers.zeros_init(), (width,))
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (p, p, 3, width), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros_init(), (width,), jnp.float32)
         x = pixel_values[: grid * p, : grid * p].astype(dtype).reshape(grid, p, grid, p, 3)
         x = x.transpose(0, 2, 1, 3, 4).reshape(grid * grid, p * p * 3)
-        return (matmul(x, kernel.reshape(-1, width), self.compute.precision) + bias).astype(dtype)
+        y = matmul(x, kernel.astype(dtype).reshape(-1, width), self.compute.precision)
+        return (y + bias.astype(y.dtype)[None]).astype(dtype)
 
 
 class VisionEmbeddings(nn.Module):
@@ -167,8 +171,8 @@ class EncoderLayer(nn.Module):
         self, x: Float[Array, "P C"], mask: Bool[Array, " P"] | None = None
     ) -> tuple[Float[Array, "P C"], Float[Array, "P C"] | None]:
         norm = functools.partial(_layer_norm, self.config, self.compute)
-        x = x + Attention(self.config, self.compute, name="self_attn")(norm("layer_norm1")(x), mask)
-        x = x + MLP(self.config, self.compute, name="mlp")(norm("layer_norm2")(x))
+        x = x + Attention(self.config, self.compute, name="self_attn")(norm("layer_norm1", x), mask)
+        x = x + MLP(self.config, self.compute, name="mlp")(norm("layer_norm2", x))
         return x, x if self.outputs else None
 
 
@@ -244,7 +248,7 @@ class VisionTransformer(nn.Module):
         embeddings = VisionEmbeddings(self.config, compute, name="embeddings")(pixel_values, mask)
         encoder = Encoder(self.config, compute, outputs=bool(layers), name="encoder")
         x, outputs = encoder(embeddings, None if mask is None else mask.reshape(-1))
-        features = _layer_norm(self.config, compute, "post_layernorm")(x)
+        features = _layer_norm(self.config, compute, "post_layernorm", x)
         numbers = [range(self.config.num_hidden_layers + 1)[number] for number in layers]
         every = [embeddings] if outputs is None else [embeddings, *outputs]
         return features, tuple(every[number] for number in numbers)

@@ -77,7 +77,7 @@ def _pack(input_ids, text_embeddings, visual_tokens, image_token_id, num_tokens)
     places = input_ids == image_token_id
     order = jnp.cumsum(places.ravel()).reshape(places.shape) - 1
     index = jnp.where(places, order, len(visual_tokens))
-    tokens = visual_tokens.astype(text_embeddings.dtype).at[index].get(mode="fill", fill_value=jnp.nan)
+    tokens = jnp.asarray(visual_tokens).astype(text_embeddings.dtype).at[index].get(mode="fill", fill_value=jnp.nan)
     packed = jnp.where(places[..., None], tokens, text_embeddings)
     return jnp.where(places.sum() == num_tokens, packed, jnp.nan)
 

@@ -191,7 +191,7 @@ def make_train_step(
             found = piece_gradients(trained, frozen, rows, jax.random.fold_in(rng, index))
             return jax.tree.map(jnp.add, total, found), None
 
-        zeros = jnp.zeros(()), laid_out(jax.tree.map(jnp.zeros_like, trained))
+        zeros = jnp.zeros((), jnp.float32), laid_out(jax.tree.map(jnp.zeros_like, trained))
         total, _ = jax.lax.scan(add, zeros, (jnp.arange(accumulate), jax.tree.map(cut, batch)))
         return jax.tree.map(lambda x: x / accumulate, total)
 

@@ -50,6 +50,19 @@ def test_a_mask_is_not_ignored(tiny):
     assert distance(masked, mp.vision_features(tiny.params, pixels, config=tiny.config)) > 1e-2
 
 
+@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint8])
+def test_a_mask_of_integers_is_one_of_bools(dtype, tiny):
+    """The reference's processor makes int64."""
+    pixels, mask = partly_filled(64, [(40, 40)])
+    options = {"config": tiny.config}
+    expected = mp.vision_features(tiny.params, pixels, pixel_attention_mask=mask, **options)
+    for integers in (mask.astype(dtype), jnp.asarray(mask.astype(dtype))):
+        found = mp.vision_features(tiny.params, pixels, pixel_attention_mask=integers, **options)
+        np.testing.assert_array_equal(found, expected)
+    with pytest.raises(ValueError, match="pixel_attention_mask must be bools, or integers 0 and 1, got values 0 to 2"):
+        mp.vision_features(tiny.params, pixels, pixel_attention_mask=2 * mask.astype(dtype), **options)
+
+
 def test_a_full_mask_is_no_mask(tiny):
     pixels, mask = partly_filled(64, [(64, 64)])
     masked = mp.vision_features(tiny.params, pixels, config=tiny.config, pixel_attention_mask=mask)

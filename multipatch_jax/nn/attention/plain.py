@@ -33,7 +33,7 @@ def one_head(
     scores = jnp.einsum("qd,kd->qk", q, k, precision=precision, preferred_element_type=jnp.float32)
     scores = scores * q.shape[-1] ** -0.5
     if mask is not None:
-        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+        scores = jnp.where(mask[None], scores, jnp.finfo(jnp.float32).min)
     # The division by the softmax's sum comes after the product with v: d divisions a query rather than one a key.
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
     total = weights.sum(axis=-1, keepdims=True)
