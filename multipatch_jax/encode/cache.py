@@ -5,15 +5,22 @@ It saves work where tiles repeat: blank margins, screenshots, frames of a still 
 
 import collections
 import hashlib
+import weakref
+from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from multipatch_jax.arguments import require_positive
+from multipatch_jax.params import Params
 
 
 class TileCache:
     """The tokens of tiles encoded before, for one set of params, one config and one `compute`.
+
+    The first stream that takes a cache decides which these are; a stream with others is refused. Params are the same if
+    they are the same arrays (by identity, not by value).
 
     A full cache drops the tile that was used least recently. A tile of 64 tokens of width 576 in float32 takes 147 kB.
 
@@ -28,6 +35,31 @@ class TileCache:
         self.hits = 0
         self.misses = 0
         self._tokens: collections.OrderedDict[bytes, np.ndarray] = collections.OrderedDict()
+        self._params: list[weakref.ref] = []
+        self._settings: Any = None
+
+    def claim(self, params: Params, settings: Any) -> None:
+        """Say whose tokens the cache is to hold, before any are read or stored.
+
+        Args:
+          params: the params that encode the tiles; no reference to them is kept.
+          settings: all else that the tokens depend on, to be compared by value.
+
+        Raises:
+          ValueError: the cache holds the tokens of other params or settings.
+        """
+        leaves = jax.tree.leaves(params)
+        if not self._params:
+            self._params, self._settings = [weakref.ref(leaf) for leaf in leaves], settings
+        same = len(leaves) == len(self._params) and all(
+            ref() is leaf for ref, leaf in zip(self._params, leaves, strict=True)
+        )
+        if not same or settings != self._settings:
+            changed = "a config or compute that differs" if same else "other params"
+            raise ValueError(
+                f"A TileCache holds the tokens of one model, got {changed} from those of its first stream: "
+                f"make a new TileCache for each."
+            )
 
     @staticmethod
     def key(tile: UInt8[np.ndarray, "M M 3"]) -> bytes:

@@ -156,7 +156,8 @@ def iter_encode_images(
         * "host": by `tile_image_host`, in the threads that decode.
         * None: on the device, or on the host with a `cache`.
         Images that fit no size bucket (`image.bucket_side`) are always tiled on the host.
-      cache: holds the tokens of tiles, so that equal tiles are encoded once. It compares tiles on the host.
+      cache: holds the tokens of tiles, so that equal tiles are encoded once. It compares tiles on the host, and serves
+        one set of params, one config and one `compute`.
       stats: counters that are updated while the stream runs.
       progress: whether to show a progress bar of images.
 
@@ -175,12 +176,15 @@ def iter_encode_images(
     if cache is not None and tile_on == "device":
         raise ValueError('A cache looks at tiles on the host: tile_on must then be "host" or None, got "device".')
     _check_tile_on(tile_on)
-    params, execution = prepare_execution(params, config, compute, batch_size)
+    own, execution = prepare_execution(params, config, compute, batch_size)
+    if cache is not None:
+        encoder = {name: params[name] for name in own}
+        cache.claim(encoder, (config.vision, config.connector, execution.compute))
     stats = StreamStats() if stats is None else stats
     total = len(images) if isinstance(images, Sized) else None
     bar = tqdm(total=total, desc="encoding", unit=" images", disable=not progress)
     prepared = read_ahead(images, config.tiling, on_device=tile_on != "host" and cache is None)
-    return _stream(TileQueue(params, execution, stats), prepared, on_error, cache, stats, bar)
+    return _stream(TileQueue(own, execution, stats), prepared, on_error, cache, stats, bar)
 
 
 def _check_tile_on(tile_on: str | None) -> None:

@@ -1,5 +1,10 @@
 """The cache of tiles: it changes no bit, encodes equal tiles once, and is bounded."""
 
+import dataclasses
+import gc
+import weakref
+
+import jax
 import numpy as np
 import pytest
 from skimage import data
@@ -54,3 +59,37 @@ def test_the_cache_is_bounded_and_forgets_the_least_recently_used(tiny, photo):
 def test_a_cache_without_room_is_refused(max_tiles):
     with pytest.raises(ValueError, match="max_tiles must be a positive number of tiles"):
         mp.TileCache(max_tiles)
+
+
+@pytest.mark.parametrize("change", ["params", "compute", "config"])
+def test_a_cache_is_of_one_model(change, tiny, photo):
+    """Fault 2: with other params it gave the tokens of the first."""
+    cache = mp.TileCache()
+    options = {"config": tiny.config, "compute": mp.Compute(encoder="flax"), "cache": cache}
+    first = mp.encode_images(tiny.params, [photo], **options)
+    params = tiny.params
+    if change == "params":
+        params = jax.tree.map(lambda x: 2 * x, params)
+    elif change == "compute":
+        options["compute"] = mp.Compute(dtype="bfloat16")
+    else:
+        vision = dataclasses.replace(tiny.config.vision, layer_norm_eps=0.1)
+        options["config"] = dataclasses.replace(tiny.config, vision=vision)
+    with pytest.raises(ValueError, match="A TileCache holds the tokens of one model"):
+        mp.iter_encode_images(params, [photo], **options)
+    np.testing.assert_array_equal(
+        mp.encode_images(
+            tiny.params, [photo], **options | {"config": tiny.config, "compute": mp.Compute(encoder="flax")}
+        )[0],
+        first[0],
+    )
+
+
+def test_a_cache_keeps_no_params_alive(tiny, photo):
+    params = jax.tree.map(lambda x: x + 1, tiny.params)
+    kept = weakref.ref(params["connector"]["modality_projection"]["proj"]["kernel"])
+    cache = mp.TileCache()
+    mp.encode_images(params, [photo], config=tiny.config, cache=cache)
+    del params
+    gc.collect()
+    assert kept() is None
