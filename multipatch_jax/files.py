@@ -18,12 +18,15 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object that a file holds.
 
     Raises:
-      ValueError: the file is not valid JSON; the message names the file.
+      ValueError: the file is not valid JSON, or holds no object; the message names the file.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}.") from None
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON: {str(error) or type(error).__name__}.") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}.")
+    return content
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """Make a language model's inputs from texts, images and videos: prompts, token ids, embeddings with visual tokens."""
 
-from multipatch_jax.text.chat import Chat
+from multipatch_jax.text.messages import Chat
 from multipatch_jax.text.packing import embed_tokens, labels_for, pack
 from multipatch_jax.text.prepare import prepare_inputs
 from multipatch_jax.text.processor import Processor, TextInputs

@@ -1,6 +1,7 @@
 """Make a language model's input embeddings and labels: embed token ids, and put visual tokens in their places."""
 
 import math
+import numbers
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Int32
 
 
 def _is_traced(*arrays: Any) -> bool:
@@ -184,14 +185,24 @@ def pack(
     return _pack(input_ids, text_embeddings, visual_tokens, image_token_id, num_tokens)
 
 
+def pad(rows: Sequence[Sequence[int]], side: str, value: int) -> Int32[np.ndarray, "B S"]:
+    """Return rows of several lengths as one array, filled with `value` on a side, "left" or "right"."""
+    length = max(map(len, rows))
+    padded = np.full((len(rows), length), value, np.int32)
+    for sample, row in enumerate(rows):
+        padded[sample, slice(length - len(row), None) if side == "left" else slice(len(row))] = row
+    return padded
+
+
 def labels_for(
     input_ids: Int[Array | np.ndarray, "B S"],
     *,
     image_token_id: int,
     attention_mask: Int[Array | np.ndarray, "B S"] | None = None,
+    assistant_mask: Int[Array | np.ndarray, "B S"] | None = None,
     ignore_index: int = -100,
 ) -> Int[Array, "B S"]:
-    """Make training targets: the ids, with `ignore_index` at `<image>` places and at padding.
+    """Make training targets: the ids, with `ignore_index` at `<image>` places, at padding and outside of answers.
 
     A loss over image places would teach the model to write `<image>`; the reference does not mask them by itself.
 
@@ -199,15 +210,22 @@ def labels_for(
       input_ids: as in `pack`.
       image_token_id: `config.image_token_id`.
       attention_mask: 0 at padding. None masks no padding.
+      assistant_mask: 0 outside of the assistant's answers, as in `TextInputs`. None masks no text.
       ignore_index: the label of positions without a loss.
+
+    Raises:
+      ValueError: an argument is not of integers, or a mask has another shape than `input_ids`.
     """
     _check_integers("input_ids", input_ids)
-    if attention_mask is not None and np.shape(attention_mask) != input_ids.shape:
-        raise ValueError(
-            f"attention_mask must have the shape of input_ids, got {np.shape(attention_mask)} and {input_ids.shape}."
-        )
+    for name, value in (("image_token_id", image_token_id), ("ignore_index", ignore_index)):
+        if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+            raise ValueError(f"{name} must be an integer, got {value!r}.")
     ids = jnp.asarray(input_ids, jnp.int32)  # unsigned integers could not hold ignore_index
     ignored = ids == image_token_id
-    if attention_mask is not None:
-        ignored |= jnp.asarray(attention_mask) == 0
+    for name, mask in (("attention_mask", attention_mask), ("assistant_mask", assistant_mask)):
+        if mask is None:
+            continue
+        if np.shape(mask) != input_ids.shape:
+            raise ValueError(f"{name} must have the shape of input_ids, got {np.shape(mask)} and {input_ids.shape}.")
+        ignored |= jnp.asarray(mask) == 0
     return jnp.where(ignored, ignore_index, ids)

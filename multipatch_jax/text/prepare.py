@@ -10,9 +10,10 @@ from multipatch_jax.config import ModelConfig
 from multipatch_jax.encode import encode_images, prepare_execution
 from multipatch_jax.nn import Compute
 from multipatch_jax.params import Params
-from multipatch_jax.text.chat import Chat
+from multipatch_jax.text.messages import Chat
 from multipatch_jax.text.packing import embed_tokens, embedding_table, pack
 from multipatch_jax.text.processor import Processor
+from multipatch_jax.text.video import encode_frames
 
 
 def prepare_inputs(
@@ -22,16 +23,19 @@ def prepare_inputs(
     *,
     config: ModelConfig,
     processor: Processor,
-    padding_side: str | None = None,
+    padding_side: str = "left",
     max_length: int | None = None,
+    add_generation_prompt: bool | None = None,
     compute: Compute = Compute(),
     batch_size: int | None = None,
 ) -> dict[str, jax.Array | np.ndarray]:
-    """Make the inputs of a decoder of the family from texts and images.
+    """Make the inputs of a decoder of the family from texts, images and the frames of videos.
 
     Args:
       params: loaded with parts=("vision", "connector", "embeddings").
-      texts, images, padding_side, max_length: as in a call of `Processor`.
+      texts, images, max_length, add_generation_prompt: as in a call of `Processor`.
+      padding_side: "left", because a decoder that generates goes on at the end of a row, and padding there would give
+        the shorter texts wrong answers; training takes either side. Or "right".
       config: the model's.
       processor: of the same checkpoint.
       compute: how the images are encoded.
@@ -54,9 +58,19 @@ def prepare_inputs(
     width, expected = embedding_table(params).shape[1], config.connector.text_hidden_size
     if width != expected:
         raise ValueError(f"The token embeddings must be as wide as the visual tokens, {expected}, got {width}.")
-    inputs = processor(texts, images, config=config, padding_side=padding_side, max_length=max_length)
+    inputs = processor(
+        texts,
+        images,
+        config=config,
+        padding_side=padding_side,
+        max_length=max_length,
+        add_generation_prompt=add_generation_prompt,
+    )
     embeddings = embed_tokens(params, inputs.input_ids)
-    tokens = encode_images(params, inputs.images, config=config, compute=compute, batch_size=batch_size)
+    how = {"config": config, "compute": compute, "batch_size": batch_size}
+    of_images = iter(encode_images(params, inputs.images, **how))
+    of_videos = (encode_frames(params, frames, **how) for frames in inputs.videos)
+    tokens = [next(of_images if kind == "image" else of_videos) for kind in inputs.order]
     return {
         "inputs_embeds": pack(inputs.input_ids, embeddings, tokens, image_token_id=config.image_token_id),
         "attention_mask": inputs.attention_mask,

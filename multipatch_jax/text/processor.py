@@ -17,27 +17,38 @@ from multipatch_jax.checkpoint import fetch, fetch_if_there
 from multipatch_jax.config import ModelConfig
 from multipatch_jax.files import read_json
 from multipatch_jax.image import TilePlan, load_image, plan_tiles
-from multipatch_jax.text.chat import SETTINGS, TEMPLATES, Chat, read_template, render
-from multipatch_jax.text.prompt import IMAGE, expand_prompt
+from multipatch_jax.text.chat import SETTINGS, TEMPLATES, VIDEO_TEMPLATE, Spans, read_template, render
+from multipatch_jax.text.messages import NEXT, Chat, Messages, check_nothing_vanished, read_messages
+from multipatch_jax.text.packing import pad
+from multipatch_jax.text.prompt import IMAGE
+from multipatch_jax.text.sample import Sample, tokenize
 from multipatch_jax.text.video import VIDEO
 
 TOKENIZER = "tokenizer.json"
+SIDES = ("left", "right")
 
 
 class TextInputs(NamedTuple):
-    """A batch of tokenised texts, and their images.
+    """A batch of tokenised texts, with their images and videos.
 
     Attributes:
-      input_ids: (B, S), with the markers and `<image>` tokens of every image.
+      input_ids: (B, S), with the markers and `<image>` tokens of every image and every frame.
       attention_mask: (B, S), 0 at padding and 1 elsewhere.
       images: the pixels of all images, in the order of their places in the texts.
       plans: the plan of each of the images.
+      videos: the frames of all videos, in the order of their places in the texts.
+      order: "image" or "video" for each of them, in the order of their places in the texts.
+      assistant_mask: (B, S), 1 for tokens within `{% generation %}` of the chat template: what the assistant says. None
+        if no text is a chat whose template has that tag.
     """
 
     input_ids: Int32[np.ndarray, "B S"]
     attention_mask: Int32[np.ndarray, "B S"]
     images: list[UInt8[np.ndarray, "H W 3"]]
     plans: list[TilePlan]
+    videos: list[Sequence[Any]]
+    order: list[str]
+    assistant_mask: Int32[np.ndarray, "B S"] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +70,22 @@ class Processor:
     padding_side: str = "right"
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path) -> "Processor":
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+    ) -> "Processor":
         """Read tokenizer.json, tokenizer_config.json and the chat template of a folder or hub id in HF's layout.
+
+        A chat template is a program that its author wrote: load those of checkpoints that you trust.
+
+        Args:
+          name_or_path: a folder, one of `save_pretrained` too, or a hub id.
+          revision, token, cache_dir, local_files_only: for a hub id, as in `from_pretrained`.
 
         Raises:
           FileNotFoundError: the folder or id does not exist, or has no tokenizer.json.
@@ -72,7 +97,8 @@ class Processor:
             from tokenizers import Tokenizer
         except ImportError as error:
             raise ImportError(f'A Processor needs the extra "text" ({error}): install multipatch_jax[text].') from error
-        folder = Path(name_or_path) if Path(name_or_path).is_dir() else _download(str(name_or_path))
+        hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+        folder = Path(name_or_path) if Path(name_or_path).is_dir() else _download(str(name_or_path), hub)
         if not (folder / TOKENIZER).is_file():
             raise FileNotFoundError(f"{folder} has no {TOKENIZER}, which is needed to tokenise texts.")
         try:
@@ -85,21 +111,34 @@ class Processor:
         tokens = {key: _content(value) for key, value in settings.items() if key.endswith("_token")}
         special = {key: token for key, token in tokens.items() if token is not None}
         pad_token_id = tokenizer.token_to_id(special["pad_token"]) if "pad_token" in special else None
-        return cls(tokenizer, read_template(folder), special, pad_token_id, settings.get("padding_side", "right"))
+        side = settings.get("padding_side", "right")
+        if side not in SIDES:
+            raise ValueError(f"{folder / SETTINGS}: padding_side must be one of {SIDES}, got {side!r}.")
+        return cls(tokenizer, read_template(folder), special, pad_token_id, side)
 
-    def render(self, chat: Chat, *, add_generation_prompt: bool = True) -> str:
+    def render(self, chat: Chat, *, add_generation_prompt: bool | None = None) -> str:
         """Render a chat as a text in the format that the model was trained on, with one `<image>` for each image.
 
         Args:
-          chat: messages {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}.
-          add_generation_prompt: whether the text ends where the model's answer begins.
+          chat: messages {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}. A
+            content may be a string. `text/messages.py` lists all forms of a part.
+          add_generation_prompt: whether the text ends where the model's answer begins; None adds that prompt unless the
+            last message is the assistant's.
 
         Raises:
-          ValueError: the checkpoint has no template, or the template refuses the messages.
+          ValueError: the checkpoint has no template, the template refuses the messages, or it drops a part of them.
         """
-        if self.chat_template is None:
+        return self._render(read_messages(chat), add_generation_prompt)[0]
+
+    def _render(self, messages: Messages, add_generation_prompt: bool | None) -> tuple[str, Spans | None]:
+        template = VIDEO_TEMPLATE if messages.videos else self.chat_template
+        if template is None:
             raise ValueError("This checkpoint has no chat template: pass texts instead of chats.")
-        return render(self.chat_template, chat, self.special_tokens, add_generation_prompt)
+        if add_generation_prompt is None:
+            add_generation_prompt = messages.plain[-1]["role"] != "assistant"
+        text, spans = render(template, messages.plain, self.special_tokens, add_generation_prompt)
+        check_nothing_vanished(messages, text)
+        return text, spans
 
     def decode(self, ids: Any) -> str:
         """Return the text of generated ids (S,), without special tokens."""
@@ -113,74 +152,86 @@ class Processor:
         config: ModelConfig,
         padding_side: str | None = None,
         max_length: int | None = None,
+        add_generation_prompt: bool | None = None,
     ) -> TextInputs:
         """Load the images, expand the prompts and tokenise them.
 
         Args:
           texts: a list of texts, with one `<image>` for each of their images, and of chats, which are rendered first.
-          images: anything that `load_image` takes. Either one flat list (or an array (B, H, W, 3)), in the order of the
-            `<image>` in the texts, or a list of images for each text.
+          images: anything that `load_image` takes, for each `<image>` of a text and each `{"type": "image"}` of a chat
+            that does not bring its own. Either one flat list (or an array (B, H, W, 3)), in the order of their places,
+            or a list of images for each text.
           config: the model's; its tiling decides how many tokens an image becomes.
           padding_side: "left" (to generate from a batch) or "right"; None is that of the processor.
           max_length: most tokens of a text; longer texts lose their end. None cuts nothing.
+          add_generation_prompt: as in `render`, for the chats.
 
         Raises:
-          ValueError: the numbers of images and `<image>` differ; a cut would lose tokens of an image; a text has a
-            `<video>`; texts need padding and there is no pad token; or the tokenizer does not belong to `config`.
+          ValueError: the numbers of images and their places differ; a part of a chat is not understood, or the template
+            drops it; a cut would lose tokens of an image; a text has a `<video>`; texts need padding and there is no
+            pad token; or the tokenizer does not belong to `config`.
           ImageError, FileNotFoundError: as `load_image`, with a note of the image's index.
         """
         side = self.padding_side if padding_side is None else padding_side
-        if side not in ("left", "right"):
+        if side not in SIDES:
             raise ValueError(f'padding_side must be "left", "right" or None, got {side!r}.')
+        if add_generation_prompt not in (None, True, False):
+            raise ValueError(f"add_generation_prompt must be True, False or None, got {add_generation_prompt!r}.")
         if max_length is not None:
             max_length = require_positive("max_length", max_length, "tokens", or_none=True)
-        if isinstance(texts, str) or not texts or isinstance(texts[0], Mapping):
+        if isinstance(texts, str) or not isinstance(texts, Sequence) or not texts or isinstance(texts[0], Mapping):
             raise ValueError("texts must be a list of at least one text or chat; for a single one, pass [text].")
         if self.tokenizer.token_to_id(IMAGE) != config.image_token_id:
             raise ValueError(
                 f"The tokenizer must have {IMAGE} as the config's image_token_id {config.image_token_id}, got "
                 f"{self.tokenizer.token_to_id(IMAGE)}: load both from one checkpoint."
             )
-        prompts = [text if isinstance(text, str) else self.render(text) for text in texts]
-        if any(VIDEO in prompt for prompt in prompts):
-            raise ValueError(
-                f"A Processor fills in images only, got a text with {VIDEO}: expand that with "
-                f"expand_video_prompt, tokenise it with processor.tokenizer, and pack what encode_frames gives."
-            )
-        flat = _flatten(images, [prompt.count(IMAGE) for prompt in prompts])
-        pixels = [_load(image, index) for index, image in enumerate(flat)]
+        samples = [self._read(text, add_generation_prompt) for text in texts]
+        given = iter(_flatten(images, [sum(image is NEXT for image in sample.images) for sample in samples]))
+        sources = [next(given) if image is NEXT else image for sample in samples for image in sample.images]
+        pixels = [_load(image, index) for index, image in enumerate(sources)]
         plans = [plan_tiles(image.shape[0], image.shape[1], config.tiling) for image in pixels]
-        ids, done = [], 0
-        for sample, (text, prompt) in enumerate(zip(texts, prompts, strict=True)):
-            num_images = prompt.count(IMAGE)
-            expanded = expand_prompt(prompt, plans[done : done + num_images], config)
-            done += num_images
-            # As in the reference: if the template wrote the bos token, the tokenizer does not add another.
-            bos = self.special_tokens.get("bos_token")
-            rendered = not isinstance(text, str) and bos is not None and prompt.startswith(bos)
-            ids.append(self.tokenizer.encode(expanded, add_special_tokens=not rendered).ids)
-            if max_length is not None and config.image_token_id in ids[-1][max_length:]:
-                needed = len(ids[-1]) - ids[-1][::-1].index(config.image_token_id)
+        rows, masks, done = [], [], 0
+        for number, sample in enumerate(samples):
+            of_sample = plans[done : done + len(sample.images)]
+            done += len(sample.images)
+            ids, mask = tokenize(sample, of_sample, config, self.tokenizer, self.special_tokens.get("bos_token"))
+            if max_length is not None and config.image_token_id in ids[max_length:]:
+                needed = len(ids) - ids[::-1].index(config.image_token_id)
                 raise ValueError(
-                    f"A text must not be cut within its images: sample {sample} has {len(ids[-1])} tokens and its last "
+                    f"A text must not be cut within its images: sample {number} has {len(ids)} tokens and its last "
                     f"image ends at {needed}, got max_length={max_length}. Raise it, or lower config.tiling.max_tiles."
                 )
-            ids[-1] = ids[-1][:max_length]
-        return TextInputs(*self._pad(ids, side), pixels, plans)
-
-    def _pad(self, ids: list[list[int]], side: str) -> tuple[np.ndarray, np.ndarray]:
-        length = max(map(len, ids))
-        if self.pad_token_id is None and any(len(row) < length for row in ids):
+            rows.append(ids[:max_length])
+            masks.append(mask[:max_length])
+        has_spans = any(sample.spans is not None for sample in samples)
+        if self.pad_token_id is None and len(set(map(len, rows))) > 1:
             raise ValueError(
                 "Texts of several lengths need padding, and this checkpoint has no pad token: pass one text at a time, "
                 "or use dataclasses.replace(processor, pad_token_id=...)."
             )
-        input_ids = np.full((len(ids), length), self.pad_token_id or 0, np.int32)
-        attention_mask = np.zeros_like(input_ids)
-        for sample, row in enumerate(ids):
-            place = slice(length - len(row), None) if side == "left" else slice(len(row))
-            input_ids[sample, place], attention_mask[sample, place] = row, 1
-        return input_ids, attention_mask
+        return TextInputs(
+            input_ids=pad(rows, side, self.pad_token_id or 0),
+            attention_mask=pad([[1] * len(row) for row in rows], side, 0),
+            images=pixels,
+            plans=plans,
+            videos=[frames for sample in samples for frames, _ in sample.videos],
+            order=[mark for sample in samples for mark in sample.order],
+            assistant_mask=pad(masks, side, 0) if has_spans else None,
+        )
+
+    def _read(self, text: str | Chat, add_generation_prompt: bool | None) -> Sample:
+        """Render a text or a chat, and say what stands in its places."""
+        if isinstance(text, str):
+            if VIDEO in text:
+                raise ValueError(
+                    f'A text has no frames for its {VIDEO}: pass a chat with {{"type": "video", "video": frames}}, or '
+                    f"use expand_video_prompt and encode_frames."
+                )
+            return Sample(text, [NEXT] * text.count(IMAGE), [], None)
+        messages = read_messages(text)
+        rendered, spans = self._render(messages, add_generation_prompt)
+        return Sample(rendered, messages.images, messages.videos, spans)
 
 
 def _content(token: Any) -> str | None:
@@ -189,11 +240,11 @@ def _content(token: Any) -> str | None:
     return token if isinstance(token, str) else None
 
 
-def _download(repo_id: str) -> Path:
+def _download(repo_id: str, hub: dict[str, Any]) -> Path:
     """Fetch the tokenizer and the files that may hold the chat template; return their folder."""
-    folder = fetch(repo_id, TOKENIZER).parent
+    folder = fetch(repo_id, TOKENIZER, **hub).parent
     for name in TEMPLATES:
-        fetch_if_there(repo_id, name)
+        fetch_if_there(repo_id, name, **hub)
     return folder
 
 
@@ -204,7 +255,7 @@ def _flatten(images: Sequence[Any], places: list[int]) -> list[Any]:
 
     Args:
       images: a flat list, an array of images, or a list for each text.
-      places: the number of `<image>` places of each text.
+      places: the number of places of each text whose image is among `images`.
     """
     one_text = isinstance(images, (str, bytes))  # a path or the bytes of a file: Python calls these sequences, too
     if one_text or not (isinstance(images, Sequence) or getattr(images, "ndim", 0) == 4):  # a 4-D array is B images

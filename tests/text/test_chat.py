@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
+import multipatch_jax as mp
 from multipatch_jax.text import Processor
 from tests.helpers.text import their_inputs
 from tests.helpers.tokenizer import CHAT_TEMPLATE
@@ -34,11 +35,11 @@ def test_templates_may_use_what_the_references_environment_has(model):
         "{% for m in messages %}\n  {% if m.role == 'stop' %}{% break %}{% endif %}\n"
         "{{ bos_token }}{{ m | tojson }}\n{% endfor %}"
     )
-    chat = [{"role": "é<", "content": "a"}, {"role": "stop", "content": "b"}]
+    chat = [{"role": "é<", "content": [{"type": "text", "text": 'a "b"\nc'}]}, {"role": "stop", "content": []}]
     ours = dataclasses.replace(model.ours, chat_template=template)
     assert ours.render(chat) == model.tokenizer.apply_chat_template(chat, chat_template=template, tokenize=False)
     template = "{% if tools is none and documents is none %}A{% else %}B{% endif %}{{ strftime_now('%Y') }}"
-    ours = dataclasses.replace(model.ours, chat_template=template)
+    ours, chat = dataclasses.replace(model.ours, chat_template=template), [{"role": "user", "content": []}]
     assert ours.render(chat) == model.tokenizer.apply_chat_template(chat, chat_template=template, tokenize=False)
 
 
@@ -56,7 +57,9 @@ def test_the_first_special_token_is_not_doubled_in_a_rendered_chat(model, tmp_pa
     (tmp_path / "bos/tokenizer.json").write_text(json.dumps(raw))
     processor = Processor.from_pretrained(tmp_path / "bos")
     chat = [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]
-    assert processor([chat], config=model.config).input_ids[0, :2].tolist() != [1, 1]
+    ids = processor([chat], config=model.config).input_ids
+    assert ids[0, :2].tolist() != [1, 1]
+    np.testing.assert_array_equal(processor([processor.render(chat)], config=model.config).input_ids, ids)
     assert processor(["Hi"], config=model.config).input_ids[0, 0] == 1
 
 
@@ -84,16 +87,142 @@ def test_the_chat_template_is_found_wherever_checkpoints_keep_it(where, model, t
             processor.render([{"role": "user", "content": []}])
 
 
-def test_a_chat_that_the_template_cannot_take_is_refused(model):
-    for chat in ([{"role": "user", "content": []}], [{"role": "user", "content": [{"image": np.zeros(3)}]}], ["hello"]):
-        with pytest.raises(ValueError, match="A chat must be messages"):
-            model.ours.render(chat)
-    stubborn = dataclasses.replace(model.ours, chat_template="{{ raise_exception('only one turn') }}")
-    with pytest.raises(ValueError, match="only one turn"):
-        stubborn.render([{"role": "user", "content": "x"}])
-    broken = dataclasses.replace(model.ours, chat_template="{{ 1 // 0 }}")
-    with pytest.raises(ValueError, match="this one was refused"):
-        broken.render([{"role": "user", "content": "x"}])
-    greedy = dataclasses.replace(model.ours, chat_template="{{ messages.__class__.__mro__[1].__subclasses__() }}")
-    with pytest.raises(ValueError, match="A chat must be messages"):
-        greedy.render([{"role": "user", "content": "x"}])
+def text(content):
+    return {"type": "text", "text": content}
+
+
+def test_a_content_that_is_a_string_is_one_text(model):
+    for chat in ([{"role": "user", "content": "Capital of France?"}], [{"role": "user", "content": ""}]):
+        parts = [{**message, "content": [text(message["content"])]} for message in chat]
+        assert model.ours.render(chat) == model.ours.render(parts)
+    assert "Capital of France?" in model.ours.render([{"role": "user", "content": "Capital of France?"}])
+
+
+def test_a_chat_that_ends_with_the_answer_gets_no_prompt_for_another(model):
+    question, answer = {"role": "user", "content": "Two?"}, {"role": "assistant", "content": "Three."}
+    assert model.ours.render([question]).endswith("Assistant:")
+    assert model.ours.render([question, answer]).endswith("Three.<end_of_utterance>\n")
+    assert model.ours.render([question, answer], add_generation_prompt=True).endswith("Assistant:")
+    for chat, generate in (([question, answer], None), ([question, answer], True), ([question], False)):
+        ids = model.tokenizer(model.ours.render(chat, add_generation_prompt=generate))["input_ids"]
+        got = model.ours([chat], config=model.config, add_generation_prompt=generate)
+        assert got.input_ids[0].tolist() == ids
+        options = {"config": model.config, "processor": model.ours, "add_generation_prompt": generate}
+        assert mp.prepare_inputs(model.params, [chat], **options)["attention_mask"].shape == (1, len(ids))
+    with pytest.raises(ValueError, match="add_generation_prompt must be True, False or None"):
+        model.ours([[question]], config=model.config, add_generation_prompt="yes")
+
+
+TEMPLATE_WITH_GENERATION = (
+    "{% for m in messages %}{{ m['role'] }}: {% for p in m['content'] %}{% if p['type'] == 'image' %}<image>"
+    "{% elif m['role'] == 'assistant' %}{% generation %}{{ p['text'] }}<end_of_utterance>{% endgeneration %}"
+    "{% else %}{{ p['text'] }}{% endif %}{% endfor %}\n{% endfor %}"
+)
+
+
+def test_what_the_assistant_says_is_marked_as_in_the_reference(model, photos):
+    ours = dataclasses.replace(model.ours, chat_template=TEMPLATE_WITH_GENERATION)
+    chat = [
+        {"role": "user", "content": [text("Où <est> it?")]},
+        {"role": "assistant", "content": [text("Là, là!\nYes.")]},
+        {"role": "user", "content": "More."},
+        {"role": "assistant", "content": [text("No\ufdd0")]},
+    ]
+    got = ours([chat, "short"], config=model.config, padding_side="left")
+    plain = [{**m, "content": [text(m["content"])] if isinstance(m["content"], str) else m["content"]} for m in chat]
+    plain[-1] = {"role": "assistant", "content": [text("No\ufffd")]}  # a noncharacter cannot be written
+    expected = model.tokenizer.apply_chat_template(
+        plain, chat_template=TEMPLATE_WITH_GENERATION, return_assistant_tokens_mask=True, return_dict=True
+    )
+    assert got.input_ids[0].tolist() == expected["input_ids"]
+    assert got.assistant_mask[0].tolist() == expected["assistant_masks"]
+    assert 0 < got.assistant_mask[0].sum() < got.attention_mask[0].sum()
+    assert not got.assistant_mask[1].any()
+    assert ours(["a text"], config=model.config).assistant_mask is None
+    assert model.ours([chat[:1]], config=model.config).assistant_mask is None
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_answers_are_marked_after_images_too(side, model, photos):
+    ours = dataclasses.replace(model.ours, chat_template=TEMPLATE_WITH_GENERATION)
+    image = {"type": "image"}
+    chat = [{"role": "user", "content": [image, text("What?"), image]}, {"role": "assistant", "content": "A cat."}]
+    longer = [*chat, {"role": "user", "content": "And?"}]
+    images = [photos["cat"], photos["rocket"]] * 2
+    got = ours([chat, longer], images, config=model.config, padding_side=side)
+    for ids, mask in zip(got.input_ids, got.assistant_mask, strict=True):
+        assert model.tokenizer.decode(ids[mask == 1]) == "A cat.<end_of_utterance>"
+    labels = mp.text.labels_for(got.input_ids, image_token_id=49190, assistant_mask=got.assistant_mask)
+    np.testing.assert_array_equal(labels, np.where(got.assistant_mask == 1, got.input_ids, -100))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Bad input.
+
+
+@pytest.mark.parametrize(
+    ("chat", "message"),
+    [
+        ("hello", "list of at least one message"),
+        ([], "list of at least one message"),
+        (["hello"], 'must have a "role" and a "content", got .hello. as message 0'),
+        ([{"role": "user"}], r"got an object with the keys \['role'\] as message 0"),
+        ([{"role": "user", "content": 5}], "content of message 0 must be a string or a list of parts, got int"),
+        ([{"role": "user", "content": ["hi"]}], r'"type" of part 0 of message 0 .* got .hi.'),
+        ([{"role": "user", "content": [{"image": np.zeros(3)}]}], "part 0 of message 0 must be one of text, image"),
+        (
+            [{"role": "user", "content": [text("a"), {"type": "audio"}]}],
+            """part 1 of message 0 .* got "type": 'audio'""",
+        ),
+        ([{"role": "user", "content": [{"type": "text", "content": "a"}]}], "must be a string, got NoneType"),
+        ([{"role": "user", "content": [text("A <video>?")]}], "has <video> in its text"),
+        ([{"role": {}, "content": "a"}], "message 0"),
+    ],
+)
+def test_chats_that_are_not_understood_are_refused(chat, message, model):
+    with pytest.raises(ValueError, match=message):
+        model.ours.render(chat)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ raise_exception('only one turn') }}", "only one turn"),
+        ("{{ 1 // 0 }}", "division"),
+        ("{{ messages.__class__.__mro__[1].__subclasses__() }}", "must accept the messages"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
+        ("{{ 'a' * 10**10 }}", "10000000000 characters"),
+        ("{{ 10 ** (10 ** 10) }}", "characters"),
+        (
+            "{% set n = namespace(s='aaaaaaaaaa') %}{% for i in range(99) %}{% set n.s = n.s + n.s %}{% endfor %}",
+            "characters",
+        ),
+        ("{% for i in range(99999) %}{% for j in range(99999) %}aaaaaaaa{% endfor %}{% endfor %}", "longer than"),
+        ("{% for i in range(10 ** 9) %}{% endfor %}", "Range too big"),
+        ("{% generation %}", "must accept"),
+        ("{{ messages[9].content }}", "has no element 9"),
+    ],
+)
+def test_a_template_that_fails_or_does_not_end_is_our_error(template, message, model):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(model.ours, chat_template=template).render([{"role": "user", "content": "x"}])
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("chat_template.jinja", b"\xff\xfe"),
+        ("chat_template.json", b"\xff"),
+        ("chat_template.json", b"[]"),
+        ("chat_template.json", b'{"chat_template": 5}'),
+        ("chat_template.json", b'{"chat_template": [5]}'),
+        ("tokenizer_config.json", b"null"),
+        ("tokenizer_config.json", b'{"padding_side": "up"}'),
+        ("tokenizer_config.json", b'{"padding_side": ["left"]}'),
+    ],
+)
+def test_damaged_files_are_named(name, content, model, tmp_path):
+    shutil.copy(model.folder / "tokenizer.json", tmp_path)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=name.replace(".", r"\.")):
+        Processor.from_pretrained(tmp_path)

@@ -159,7 +159,7 @@ def test_the_readmes_caption_is_the_references(model, photos, tmp_path, capsys):
         (["a", "<image>"], [["cat"], []], r"got \[0, 1\] <image> in 2 texts and images by text \[1, 0\]"),
         (["a", "<image>"], [[], "cat"], "pass a list of images for every text"),
         ("<image>", ["cat"], r"pass \[text\]"),
-        (["<video> What?"], [], "expand that with expand_video_prompt"),
+        (["<video> What?"], [], "pass a chat with .* or use expand_video_prompt"),
         ([], [], r"pass \[text\]"),
         ([{"role": "user", "content": []}], [], r"pass \[text\]"),
     ],

@@ -1,0 +1,167 @@
+"""Images and videos inside the messages of a chat: taken from there, in order, and nothing vanishes."""
+
+import base64
+import dataclasses
+import io
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers.models.smolvlm import processing_smolvlm
+
+import multipatch_jax as mp
+from multipatch_jax.text import VideoPlan
+from multipatch_jax.text.chat import VIDEO_TEMPLATE
+from tests.helpers.tokenizer import IMAGE
+
+
+def png(pixels):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def uri(pixels):
+    return "data:image/png;base64," + base64.b64encode(png(pixels)).decode()
+
+
+WAYS = {
+    "PIL": lambda x, _: {"type": "image", "image": Image.fromarray(x)},
+    "array": lambda x, _: {"type": "image", "image": x},
+    "bytes": lambda x, _: {"type": "image", "image": png(x)},
+    "path": lambda x, path: {"type": "image", "path": str(path)},
+    "Path": lambda x, path: {"type": "image", "image": path},
+    "url: path": lambda x, path: {"type": "image", "url": str(path)},
+    "url: file": lambda x, path: {"type": "image", "url": path.as_uri()},
+    "url: data": lambda x, _: {"type": "image", "url": uri(x)},
+    "base64": lambda x, _: {"type": "image", "base64": base64.b64encode(png(x)).decode()},
+    "image_url": lambda x, _: {"type": "image_url", "image_url": {"url": uri(x)}},
+    "image_url: string": lambda x, path: {"type": "image_url", "image_url": str(path)},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_image_in_a_message_is_taken_from_there(way, model, photos, tmp_path):
+    path = tmp_path / "a photo.png"
+    path.write_bytes(png(photos["cat"]))
+    question = {"type": "text", "text": "What?"}
+    chat = [{"role": "user", "content": [WAYS[way](photos["cat"], path), question]}]
+    got = model.ours([chat], config=model.config)
+    plain = [{"role": "user", "content": [{"type": "image"}, question]}]
+    expected = model.ours([plain], [photos["cat"]], config=model.config)
+    np.testing.assert_array_equal(got.input_ids, expected.input_ids)
+    np.testing.assert_array_equal(got.images[0], photos["cat"])
+
+
+def test_images_of_messages_and_of_the_call_keep_the_order_of_their_places(model, photos):
+    a, b, c, d = (photos["cat"][:, : 100 + 50 * i] for i in range(4))
+    chat = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "image", "image": b}, {"type": "text", "text": "x"}]},
+        {"role": "user", "content": [{"type": "text", "text": "y <image>"}, {"type": "image", "image": d}]},
+    ]
+    for images in ([a, c], [[a, c], []]):
+        got = model.ours([chat, "no image"], images, config=model.config)
+        for pixels, expected in zip(got.images, (a, b, c, d), strict=True):
+            np.testing.assert_array_equal(pixels, expected)
+        assert (got.input_ids == IMAGE).sum() == sum(plan.num_tokens for plan in got.plans)
+    with pytest.raises(ValueError, match=r"got \[2\] <image> by text, 2 in all, and 1 images"):
+        model.ours([chat], [a], config=model.config)
+
+
+def test_the_template_for_videos_is_the_references():
+    assert VIDEO_TEMPLATE == processing_smolvlm.DEFAULT_CHAT_TEMPLATE
+
+
+def test_a_video_stands_among_images_in_order(model, photos):
+    """The frames' tokens are those of `encode_frames`, in their places between the images' tokens."""
+    frames, cat, rocket = [photos["cat"], photos["coffee"]], photos["cat"], photos["rocket"]
+    plan = VideoPlan((0, 30), fps=10.0, duration=4.5)
+    content = [
+        {"type": "image", "image": rocket},
+        {"type": "video", "video": frames, "plan": plan},
+        {"type": "text", "text": "What happens?"},
+        {"type": "image"},
+    ]
+    chat = [{"role": "user", "content": content}]
+    inputs = model.ours([chat], [cat], config=model.config)
+    assert inputs.order == ["image", "video", "image"]
+    text = model.ours.decode(inputs.input_ids[0])
+    assert "You are provided the following series of two frames from a 0:00:04 [H:MM:SS] video." in text
+    assert "Frame from 00:00:" in text
+    assert "Frame from 00:03:" in text
+    tokens = [
+        mp.encode_images(model.params, [rocket], config=model.config)[0],
+        mp.text.encode_frames(model.params, frames, config=model.config),
+        mp.encode_images(model.params, [cat], config=model.config)[0],
+    ]
+    embeddings = mp.text.embed_tokens(model.params, inputs.input_ids)
+    expected = mp.text.pack(inputs.input_ids, embeddings, tokens, image_token_id=IMAGE)
+    found = mp.prepare_inputs(model.params, [chat], [cat], config=model.config, processor=model.ours)
+    np.testing.assert_array_equal(found["inputs_embeds"], expected)
+
+
+@pytest.mark.parametrize("fps", [None, 2])
+def test_frames_without_a_plan_have_their_own_rate(fps, model, photos):
+    part = {"type": "video", "video": np.stack([photos["cat"]] * 5)} | ({} if fps is None else {"fps": fps})
+    chat = [{"role": "user", "content": [part]}]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        text = model.ours.decode(model.ours([chat], config=model.config).input_ids[0])
+    assert bool(caught) == (fps is None)
+    assert f"frames from a 0:00:0{2 if fps else 0} [H:MM:SS] video." in text
+    assert text.count("Frame from 00:01:") == (2 if fps else 0)
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (
+            {"type": "image", "url": "https://example.com/a.png"},
+            "is a link, 'https://example.com/a.png', and nothing is",
+        ),
+        ({"type": "image_url", "image_url": {"url": "HTTP://x/" + 99 * "y"}}, r"is a link, 'HTTP://x/y+\.\.\.'"),
+        ({"type": "image_url", "image_url": 5}, "image_url. of part 0 of message 0 must be .* got int"),
+        ({"type": "image_url"}, "got NoneType"),
+        ({"type": "image", "url": "data:image/png;base64"}, "with its data after a comma"),
+        ({"type": "image", "url": "data:image/png;base64,%%%"}, "base64 data of part 0 of message 0 cannot be decoded"),
+        ({"type": "image", "base64": np.zeros(3)}, "base64 data of part 0 of message 0 cannot be decoded"),
+        ({"type": "image", "image": "a.png", "path": "b.png"}, "must name one image, got image and path"),
+        ({"type": "video"}, "must be its frames, .* got NoneType"),
+        ({"type": "video", "video": "a.mp4"}, "must be its frames, .* got 'a.mp4'"),
+        ({"type": "video", "video": []}, "must be its frames"),
+        ({"type": "video", "video": [np.zeros((9, 9, 3), np.uint8)], "fps": 0}, "fps. of part 0 .* positive number"),
+        (
+            {"type": "video", "video": [np.zeros((9, 9, 3), np.uint8)], "plan": VideoPlan((), 1, 1)},
+            "VideoPlan of its 1 fr",
+        ),
+    ],
+)
+def test_parts_that_are_not_understood_are_refused(part, message, model, compilations):
+    with pytest.raises(ValueError, match=message):
+        mp.prepare_inputs(
+            model.params, [[{"role": "user", "content": [part]}]], config=model.config, processor=model.ours
+        )
+    assert not compilations()
+
+
+def test_an_image_that_cannot_be_read_is_named_and_its_data_are_not_written(model, photos):
+    parts = [{"type": "image", "image": photos["cat"]}, {"type": "image", "url": uri(photos["cat"])[:2022]}]
+    with pytest.raises(mp.ImageError) as caught:
+        model.ours([[{"role": "user", "content": parts}]], config=model.config)
+    assert caught.value.__notes__ == ["This was image 1."]
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{% for m in messages %}{{ m['content'][1]['text'] }}{% endfor %}", "<image> for each image .* got 0 for 1"),
+        ("{% for m in messages %}<image><image>{{ m['content'][1]['text'] }}{% endfor %}", "got 2 for 1"),
+        ("<image>", r"drops a text part of message 0 \('What is it\?'\)"),
+    ],
+)
+def test_a_part_that_the_template_drops_is_an_error(template, message, model):
+    ours = dataclasses.replace(model.ours, chat_template=template)
+    with pytest.raises(ValueError, match=message):
+        ours.render([{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}])
