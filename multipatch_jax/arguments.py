@@ -3,9 +3,13 @@
 A wrong argument then fails at once, and not after minutes of compiling or in the middle of a traced program.
 """
 
+import math
 import numbers
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -28,6 +32,74 @@ def require_positive(name: str, value: Any, unit: str = "", *, or_none: bool = F
         return int(value)
     expected = f"a positive number of {unit}" if unit else "a positive integer"
     raise ValueError(f"{name} must be {expected}{' or None' if or_none else ''}, got {value!r}.")
+
+
+def require_type(name: str, value: Any, kind: type) -> None:
+    """Raise a ValueError that names the argument unless `value` is an instance of `kind`."""
+    if not isinstance(value, kind):
+        raise ValueError(f"{name} must be a {kind.__name__}, got {_kind(value)}.")
+
+
+def require_each(name: str, values: Any, kind: type) -> None:
+    """Raise a ValueError that names the argument unless `values` is a sequence of instances of `kind`."""
+    if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
+        raise ValueError(f"{name} must be a list, one {kind.__name__} for each, got {_kind(values)}.")
+    for index, value in enumerate(values):
+        require_type(f"{name}[{index}]", value, kind)
+
+
+def require_number(name: str, value: Any, least: float = 0, *, above: bool = False) -> None:
+    """Raise a ValueError that names the argument unless `value` is a finite number of at least `least`.
+
+    Args:
+      name: name of the value, for the error message.
+      value: what the user passed.
+      least: the smallest value that is allowed.
+      above: whether `least` itself is refused.
+    """
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or value < least or (above and value == least):
+        raise ValueError(
+            f"{name} must be a finite number {'above' if above else 'of at least'} {least}, got {value!r}."
+        )
+
+
+def require_integer(name: str, value: Any, least: int) -> int:
+    """Return `value` as a plain int; raise a ValueError that names it unless it is an integer of at least `least`."""
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= least:
+        return int(value)
+    raise ValueError(f"{name} must be an integer of at least {least}, got {_kind(value)}.")
+
+
+def require_pattern(name: str, value: Any) -> re.Pattern[str]:
+    """Return a regex compiled, or raise a ValueError that names the argument."""
+    require_type(name, value, str)
+    try:
+        return re.compile(value)
+    except (re.error, TypeError) as error:
+        raise ValueError(f"{name} must be a regex, got {_kind(value)}: {error}.") from None
+
+
+def require_tree(name: str, value: Any) -> None:
+    """Raise a ValueError that names the argument unless `value` is a dict, as params are."""
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{name} must be a nested dict of arrays, got {_kind(value)}.")
+
+
+def require_key(name: str, value: Any) -> None:
+    """Raise a ValueError that names the argument unless `value` is one random key of JAX."""
+    dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
+    typed = isinstance(value, jax.Array) and jnp.issubdtype(dtype, jax.dtypes.prng_key) and shape == ()
+    raw = isinstance(value, (jax.Array, np.ndarray)) and dtype == np.uint32 and shape == (2,)
+    if not typed and not raw:
+        raise ValueError(f"{name} must be a random key, such as jax.random.key(0), got {_kind(value)}.")
+
+
+def _kind(value: Any) -> str:
+    """Describe a value in a few characters: plain ones as they are, others by their type."""
+    plain = value is None or isinstance(value, (str, bytes, numbers.Number, list, tuple, dict))
+    text = repr(value) if plain else type(value).__name__
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def require_choices(owner: Any, **choices: tuple) -> None:

@@ -8,7 +8,7 @@ import jax
 from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from multipatch_jax.arguments import require_positive
+from multipatch_jax.arguments import require_positive, require_type
 from multipatch_jax.config import ModelConfig
 from multipatch_jax.image import default_resize_form
 from multipatch_jax.nn import Compute, Target, resolve_compute, this_machine
@@ -63,6 +63,7 @@ def prepare_execution(
       ValueError: names or shapes of `params` are not the config's, a setting cannot be had, `batch_size` is not a
         positive integer, or the params lie on devices of several hosts.
     """
+    require_type("config", config, ModelConfig)
     check_params(params, config, parts)
     target = this_machine() if platform is None else Target(platform, exported=True)
     dtype = params["vision_model"]["embeddings"]["patch_embedding"]["kernel"].dtype.name

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
+from multipatch_jax.arguments import require_positive, require_type
 from multipatch_jax.config import ModelConfig
 from multipatch_jax.encode.cache import TileCache
 from multipatch_jax.encode.execution import prepare_execution
@@ -19,6 +20,8 @@ from multipatch_jax.image import ImageError, PreparedImage
 from multipatch_jax.nn import Compute
 from multipatch_jax.params import Params
 from multipatch_jax.presets import SMOLVLM_256M
+
+MAX_BATCH_SIZE = 1024  # tiles
 
 
 class _Result:
@@ -176,6 +179,11 @@ def iter_encode_images(
     if cache is not None and tile_on == "device":
         raise ValueError('A cache looks at tiles on the host: tile_on must then be "host" or None, got "device".')
     _check_tile_on(tile_on)
+    if cache is not None:
+        require_type("cache", cache, TileCache)
+    if stats is not None:
+        require_type("stats", stats, StreamStats)
+    _check_batch_size(batch_size)
     own, execution = prepare_execution(params, config, compute, batch_size)
     if cache is not None:
         encoder = {name: params[name] for name in own}
@@ -190,6 +198,12 @@ def iter_encode_images(
 def _check_tile_on(tile_on: str | None) -> None:
     if tile_on not in (None, "device", "host"):
         raise ValueError(f'tile_on must be "device", "host" or None, got {tile_on!r}.')
+
+
+def _check_batch_size(batch_size: int | None) -> None:
+    # The queue's buffer holds four batches: above this limit, more than 3 GB of tiles of 512 pixels a side.
+    if batch_size is not None and require_positive("batch_size", batch_size, "tiles", or_none=True) > MAX_BATCH_SIZE:
+        raise ValueError(f"batch_size must be at most {MAX_BATCH_SIZE} tiles in a stream, got {batch_size}.")
 
 
 def encode_images(params: Params, images: Iterable[Any], **options: Any) -> list[Any]:
@@ -216,4 +230,5 @@ def warmup(
         tiled on the host, tile_on="host" compiles fewer programs.
     """
     _check_tile_on(tile_on)
+    _check_batch_size(batch_size)
     compile_programs(*prepare_execution(params, config, compute, batch_size), on_device=tile_on != "host")

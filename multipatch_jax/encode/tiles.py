@@ -9,7 +9,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Shaped, UInt8
 
-from multipatch_jax.arguments import check_array
+from multipatch_jax.arguments import check_array, require_type
 from multipatch_jax.config import ModelConfig
 from multipatch_jax.encode.execution import prepare_execution
 from multipatch_jax.encode.programs import encode_tiles_program, vision_features_program
@@ -104,6 +104,7 @@ def vision_features(
       ValueError: shapes or dtypes do not fit, `params` are not of this config, there is no such layer, or a setting of
         `compute` cannot be had.
     """
+    require_type("config", config, ModelConfig)
     check_array("pixel_values", pixel_values, ("N", "M", "M", 3), np.floating)
     if pixel_attention_mask is not None:
         pixel_attention_mask = _as_bool(pixel_attention_mask, pixel_values.shape[:3])
@@ -141,5 +142,6 @@ def _check_layers(layers: Sequence[int], num_layers: int) -> tuple[int, ...]:
 
 def check_tiles(tiles: Any, config: ModelConfig) -> None:
     """Raise a ValueError unless `tiles` are uint8 (N, M, M, 3), N at least 1 and M = config.tiling.tile_size."""
+    require_type("config", config, ModelConfig)
     side = config.tiling.tile_size
     check_array("tiles", tiles, ("N", side, side, 3), np.uint8)

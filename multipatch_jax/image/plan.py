@@ -7,7 +7,7 @@ and truncations to integers. Any other rounding would give a wrong number of `<i
 import dataclasses
 import math
 
-from multipatch_jax.arguments import require_positive
+from multipatch_jax.arguments import require_positive, require_type
 from multipatch_jax.config import TilingConfig
 
 MAX_IMAGE_SIZE = 4096  # pixels; resize 1 makes no side longer than this, as in the reference
@@ -105,8 +105,9 @@ def plan_tiles(height: int, width: int, tiling: TilingConfig = TilingConfig()) -
       tiling: the model's `config.tiling`.
 
     Raises:
-      ValueError: a side is not a positive integer.
+      ValueError: a side is not a positive integer, or `tiling` is no `TilingConfig`.
     """
+    require_type("tiling", tiling, TilingConfig)
     height = require_positive("An image's height", height, "pixels")
     width = require_positive("An image's width", width, "pixels")
     longest_edge = tiling.longest_edge

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
+from multipatch_jax.arguments import check_image, require_type
 from multipatch_jax.config import TilingConfig
 from multipatch_jax.image.host import tile_image_host
 from multipatch_jax.image.plan import TilePlan, plan_tiles
@@ -46,6 +47,7 @@ def prepare_image(
       tiling: the model's `config.tiling`.
       on_device: False makes the tiles on the host, whatever the size of the image.
     """
+    check_image(image, np.ndarray, "a NumPy array")
     plan = plan_tiles(image.shape[0], image.shape[1], tiling)
     side, steps = _find_bucket(plan, tiling) if on_device else (0, None)
     if steps is None:
@@ -72,6 +74,8 @@ def bucket_side(plan: TilePlan, tiling: TilingConfig = TilingConfig()) -> int | 
     taps than the program. An extreme aspect ratio can need more taps: 4096 x 111 pixels do with tiles of 64 and a
     longest edge of 256. For an image that does not fit, `tile_image_host` gives the same bytes.
     """
+    require_type("plan", plan, TilePlan)
+    require_type("tiling", tiling, TilingConfig)
     side, steps = _find_bucket(plan, tiling)
     return None if steps is None else side
 

@@ -26,6 +26,7 @@ from jaxtyping import Array, Bool, Int32, UInt8
 
 from multipatch_jax.resamplers import FILTERS, SHIFT, AxisWeights
 
+FORMS = ("gather", "banded")
 _BLOCK = 128  # outputs in a block of the banded form: the side of a TPU's matrix unit
 # Rows in a block of the gather form: the number of ways of an L1 cache. Row strides are often powers of 2, and then all
 # rows fall into the same set of the cache, which holds one row per way.

@@ -12,7 +12,7 @@ from multipatch_jax.arguments import check_image
 from multipatch_jax.config import TilingConfig
 from multipatch_jax.image.plan import plan_tiles
 from multipatch_jax.image.prepare import prepare_image
-from multipatch_jax.image.resize import default_resize_form, resize
+from multipatch_jax.image.resize import FORMS, default_resize_form, resize
 from multipatch_jax.image.steps import TilingSteps, tiling_steps
 
 
@@ -84,9 +84,11 @@ def tile_image(
       The tiles, row by row, and the global tile last if the image has one.
 
     Raises:
-      ValueError: `image` is not a uint8 array of shape (H, W, 3), or has no pixels.
+      ValueError: `image` is not a uint8 array of shape (H, W, 3), or has no pixels; or `implementation` is unknown.
     """
     check_image(image, (jax.Array, np.ndarray), "an array")
+    if implementation not in (None, *FORMS):
+        raise ValueError(f"implementation must be one of {', '.join(FORMS)} or None, got {implementation!r}.")
     form = implementation or default_resize_form()
     if isinstance(image, jax.Array):
         return _tile_exact(image, tiling=tiling, form=form)

@@ -5,11 +5,10 @@
 LoRA. `export_hf` merges them too.
 """
 
-import re
-
 import jax
 import jax.numpy as jnp
 
+from multipatch_jax.arguments import require_key, require_pattern, require_positive, require_tree
 from multipatch_jax.params.tree import Params, flatten, unflatten
 
 
@@ -30,10 +29,13 @@ def add_lora(rng: jax.Array, params: Params, *, kernels: str = "(q_proj|v_proj)/
       ValueError: the regex is found in no kernel's path, the rank does not suit a kernel, or `params` have factors
         already.
     """
+    require_key("rng", rng)
+    require_tree("params", params)
+    pattern, rank = require_pattern("kernels", kernels), require_positive("rank", rank)
     if "lora" in params:
         raise ValueError("These params hold LoRA factors that are not merged yet: call merge_lora(params) first.")
     flat = {path: x for path, x in flatten(params).items() if path.endswith("/kernel") and x.ndim in (2, 3)}
-    chosen = {path: x for path, x in flat.items() if re.search(kernels, path)}
+    chosen = {path: x for path, x in flat.items() if pattern.search(path)}
     if not chosen:
         raise ValueError(f"kernels={kernels!r} is found in no kernel's path; there are {', '.join(sorted(flat))}.")
     factors = {}
@@ -53,6 +55,7 @@ def merge_lora(params: Params) -> Params:
 
     If the kernel or the computation is in bfloat16, a correction below 1/512 of a weight is mostly lost in rounding.
     """
+    require_tree("params", params)
     if "lora" not in params:
         return params
     flat = flatten({key: value for key, value in params.items() if key != "lora"})

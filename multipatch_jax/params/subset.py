@@ -1,9 +1,8 @@
 """Splits params into those that are trained and those that are frozen, by a name or a regex, and merges them again."""
 
-import re
-
 import jax
 
+from multipatch_jax.arguments import require_pattern, require_tree, require_type
 from multipatch_jax.params.tree import Params, flatten, unflatten
 
 SUBTREES = {"connector": "^connector/", "vision": "^vision_model/", "lora": "^lora/", "all": ""}
@@ -19,8 +18,10 @@ def split_params(params: Params, trainable: str) -> tuple[Params, Params]:
     Raises:
       ValueError: the regex is found in no path, so nothing would be trained.
     """
-    pattern, flat = SUBTREES.get(trainable, trainable), flatten(params)
-    trained = {path: value for path, value in flat.items() if re.search(pattern, path)}
+    require_tree("params", params)
+    require_type("trainable", trainable, str)
+    pattern, flat = require_pattern("trainable", SUBTREES.get(trainable, trainable)), flatten(params)
+    trained = {path: value for path, value in flat.items() if pattern.search(path)}
     if not trained:
         paths = ", ".join(sorted(flat))
         raise ValueError(f"trainable={trainable!r} is found in no path of {paths}, so nothing would be trained.")

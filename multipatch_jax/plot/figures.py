@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, UInt8
 
+from multipatch_jax.arguments import check_array, check_image, require_type
 from multipatch_jax.config import ModelConfig
 from multipatch_jax.image import TilePlan
 from multipatch_jax.plot.pictures import describe
@@ -84,6 +85,8 @@ def plot_tiles(
       plan: of this image.
       pale: indices of tiles to fade, such as those that a cache would not encode again.
     """
+    require_type("plan", plan, TilePlan)
+    check_array("tiles", tiles, (plan.num_tiles, "M", "M", 3), np.uint8)
     rows, cols = max(plan.rows, 1), max(plan.cols, 1)
     side = min(1.3, 9.0 / (cols + 1))
     figure = _figure(max(side * (cols + 1.4 * plan.has_global_tile), 5.5), side * rows + 0.4)
@@ -113,6 +116,7 @@ def plot_pca(image: UInt8[np.ndarray, "H W 3"], tokens: Any, plan: TilePlan, con
       plan: of this image.
       config: of the model that made the tokens.
     """
+    check_image(image, np.ndarray, "a NumPy array")
     tiled, whole = token_map(pca_colors(check_tokens(tokens, plan)), plan, config)
     figure, left, right, square = _panels(plan)
     _over(left, image, plan)
@@ -137,6 +141,7 @@ def plot_similarity(
       image, tokens, plan, config: as in `plot_pca`.
       token: the index of the token; `token_at` finds it for a pixel.
     """
+    check_image(image, np.ndarray, "a NumPy array")
     similarity = cosine_similarity(check_tokens(tokens, plan), token)
     tiled, whole = token_map(similarity[:, None], plan, config)
     figure, left, right, square = _panels(plan)

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from multipatch_jax.arguments import check_image, require_positive, require_type
 from multipatch_jax.image import TilePlan
 
 _LINE, _INK, _PAPER = (255, 64, 96), (20, 20, 28), (250, 250, 252)
@@ -21,6 +22,9 @@ def draw_tiles(image: UInt8[np.ndarray, "H W 3"], plan: TilePlan, *, longest_edg
       plan: of this image.
       longest_edge: pixels of the longer side of the drawn image, without the global tile and the text.
     """
+    check_image(image, np.ndarray, "a NumPy array")
+    require_type("plan", plan, TilePlan)
+    longest_edge = require_positive("longest_edge", longest_edge, "pixels")
     scale = longest_edge / max(plan.height, plan.width)
     width, height = max(round(plan.width * scale), 1), max(round(plan.height * scale), 1)
     picture = Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS)
@@ -63,6 +67,7 @@ def _captioned(picture: Image.Image, plan: TilePlan) -> Image.Image:
 
 def describe(plan: TilePlan) -> str:
     """Describe a plan in one line, such as "3000 x 4000 -> 3 x 4 tiles + global = 13 tiles, 832 tokens"."""
+    require_type("plan", plan, TilePlan)
     grid = f"{plan.rows} x {plan.cols} tiles" if plan.rows else "not split"
     tiles = "1 tile" if plan.num_tiles == 1 else f"{plan.num_tiles} tiles"
     plus = " + global" if plan.has_global_tile else ""

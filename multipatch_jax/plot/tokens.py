@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
+from multipatch_jax.arguments import check_array, require_integer, require_number, require_type
 from multipatch_jax.config import ModelConfig
 from multipatch_jax.image import TilePlan
 
@@ -31,6 +32,7 @@ def token_map(
       ValueError: the number of tokens is not the plan's.
     """
     tokens = check_tokens(tokens, plan)
+    require_type("config", config, ModelConfig)
     side = math.isqrt(config.tiling.tokens_per_tile)
     tiles = tokens.reshape(plan.num_tiles, side, side, -1)
     rows, cols = max(plan.rows, 1), max(plan.cols, 1)
@@ -40,6 +42,7 @@ def token_map(
 
 def check_tokens(tokens: Any, plan: TilePlan) -> np.ndarray:
     """Return the tokens as a NumPy array; raise a ValueError unless their number is the plan's."""
+    require_type("plan", plan, TilePlan)
     tokens = np.asarray(tokens)
     if tokens.ndim != 2 or len(tokens) != plan.num_tokens:
         raise ValueError(f"tokens must be of shape ({plan.num_tokens}, D) for this plan, got {tokens.shape}.")
@@ -52,6 +55,9 @@ def token_at(y: float, x: float, plan: TilePlan, config: ModelConfig) -> int:
     Raises:
       ValueError: the pixel is outside the image.
     """
+    require_type("plan", plan, TilePlan)
+    require_number("y", y)
+    require_number("x", x)
     if not (0 <= y < plan.height and 0 <= x < plan.width):
         raise ValueError(f"Pixel ({y}, {x}) is not in an image of {plan.height} x {plan.width}.")
     numbers, _ = token_map(np.arange(plan.num_tokens)[:, None], plan, config)
@@ -64,6 +70,7 @@ def pca_colors(tokens: Float[Array, "tokens D"] | Float[np.ndarray, "tokens D"])
 
     0 and 1 are the component's 1st and 99th percentiles; values beyond are clipped.
     """
+    check_array("tokens", tokens, ("tokens", "D"), np.floating)
     x = np.asarray(tokens, np.float32)
     x = x - x.mean(axis=0)
     _, _, components = np.linalg.svd(x, full_matrices=False)
@@ -88,8 +95,9 @@ def cosine_similarity(
     Raises:
       ValueError: the index is outside the tokens.
     """
+    check_array("tokens", tokens, ("tokens", "D"), np.floating)
     x = np.asarray(tokens, np.float32)
-    if not 0 <= token < len(x):
+    if not 0 <= require_integer("token", token, 0) < len(x):
         raise ValueError(f"token must be from 0 to {len(x) - 1}, got {token}.")
     x = x - x.mean(axis=0)
     x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)

@@ -1,7 +1,6 @@
 """Make a language model's input embeddings and labels: embed token ids, and put visual tokens in their places."""
 
 import math
-import numbers
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -12,14 +11,16 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Int32
 
+from multipatch_jax.arguments import require_integer
+
 
 def _is_traced(*arrays: Any) -> bool:
     return any(isinstance(array, Tracer) for array in arrays)
 
 
 def _check_integers(name: str, ids: Any) -> None:
-    if not hasattr(ids, "dtype") or ids.ndim != 2 or not jnp.issubdtype(ids.dtype, jnp.integer):
-        found = f"{ids.dtype} of shape {ids.shape}" if hasattr(ids, "dtype") else type(ids).__name__
+    if getattr(ids, "ndim", None) != 2 or not jnp.issubdtype(ids.dtype, jnp.integer):
+        found = f"{ids.dtype} of shape {ids.shape}" if hasattr(ids, "ndim") else type(ids).__name__
         raise ValueError(f"{name} must be an integer array of shape (B, S), got {found}.")
 
 
@@ -31,7 +32,7 @@ def embedding_table(params: dict[str, Any]) -> Float[Array | np.ndarray, "V D"]:
     """
     try:
         return params["text_model"]["embed_tokens"]["embedding"]
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, IndexError):
         raise ValueError(
             'These params have no token embeddings: load them with parts=("vision", "connector", "embeddings").'
         ) from None
@@ -139,6 +140,7 @@ def pack(
         is NaN if tokens and places do not fit.
     """
     _check_integers("input_ids", input_ids)
+    image_token_id = require_integer("image_token_id", image_token_id, 0)
     shape = tuple(getattr(text_embeddings, "shape", ()))
     if (
         len(shape) != 3
@@ -217,9 +219,8 @@ def labels_for(
       ValueError: an argument is not of integers, or a mask has another shape than `input_ids`.
     """
     _check_integers("input_ids", input_ids)
-    for name, value in (("image_token_id", image_token_id), ("ignore_index", ignore_index)):
-        if not isinstance(value, numbers.Integral) or isinstance(value, bool):
-            raise ValueError(f"{name} must be an integer, got {value!r}.")
+    require_integer("image_token_id", image_token_id, 0)
+    require_integer("ignore_index", ignore_index, -(2**31))
     ids = jnp.asarray(input_ids, jnp.int32)  # unsigned integers could not hold ignore_index
     ignored = ids == image_token_id
     for name, mask in (("attention_mask", attention_mask), ("assistant_mask", assistant_mask)):

@@ -5,6 +5,7 @@ tokenised as the reference does it (transformers 5.23).
 """
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from multipatch_jax.arguments import require_positive
+from multipatch_jax.arguments import require_positive, require_type
 from multipatch_jax.checkpoint import fetch, fetch_if_there
 from multipatch_jax.config import ModelConfig
 from multipatch_jax.files import read_json
@@ -97,6 +98,8 @@ class Processor:
             from tokenizers import Tokenizer
         except ImportError as error:
             raise ImportError(f'A Processor needs the extra "text" ({error}): install multipatch_jax[text].') from error
+        if not isinstance(name_or_path, (str, os.PathLike)):
+            raise ValueError(f"A Processor is loaded from a folder or a hub id, got {type(name_or_path).__name__}.")
         hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
         folder = Path(name_or_path) if Path(name_or_path).is_dir() else _download(str(name_or_path), hub)
         if not (folder / TOKENIZER).is_file():
@@ -172,6 +175,7 @@ class Processor:
             pad token; or the tokenizer does not belong to `config`.
           ImageError, FileNotFoundError: as `load_image`, with a note of the image's index.
         """
+        require_type("config", config, ModelConfig)
         side = self.padding_side if padding_side is None else padding_side
         if side not in SIDES:
             raise ValueError(f'padding_side must be "left", "right" or None, got {side!r}.')

@@ -10,6 +10,7 @@ image of 1 x 2 tiles and a global tile becomes the following, with these line br
 
 from collections.abc import Sequence
 
+from multipatch_jax.arguments import require_each, require_type
 from multipatch_jax.config import ModelConfig
 from multipatch_jax.image import TilePlan
 
@@ -63,6 +64,9 @@ def expand_prompt(text: str, plans: Sequence[TilePlan], config: ModelConfig) -> 
     Raises:
       ValueError: the numbers of `<image>` and plans differ, or a plan was made with another config.
     """
+    require_type("text", text, str)
+    require_type("config", config, ModelConfig)
+    require_each("plans", plans, TilePlan)
     parts = text.split(IMAGE)
     if len(parts) - 1 != len(plans):
         raise ValueError(

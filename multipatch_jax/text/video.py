@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from multipatch_jax.arguments import require_each, require_number, require_positive, require_type
 from multipatch_jax.config import ModelConfig
 from multipatch_jax.encode import encode_images
 from multipatch_jax.image import MAX_IMAGE_SIZE
@@ -53,13 +54,11 @@ def sample_frames(
     Raises:
       ValueError: the video has no frames, a rate or limit is not positive, or `skip_seconds` is negative.
     """
-    if num_frames < 1:
-        raise ValueError(f"A video must have at least one frame, got {num_frames}.")
-    if not (fps > 0 and target_fps > 0 and max_frames > 0 and skip_seconds >= 0):
-        raise ValueError(
-            f"fps, target_fps and max_frames must be positive and skip_seconds not negative, "
-            f"got {fps}, {target_fps}, {max_frames} and {skip_seconds}."
-        )
+    num_frames = require_positive("num_frames", num_frames, "frames")
+    max_frames = require_positive("max_frames", max_frames, "frames")
+    require_number("fps", fps, above=True)
+    require_number("target_fps", target_fps, above=True)
+    require_number("skip_seconds", skip_seconds)
     duration = num_frames / fps
     count = max(min(round(target_fps * duration), max_frames), 1)
     first, last = 0, num_frames - 1
@@ -98,6 +97,9 @@ def expand_video_prompt(text: str, videos: Sequence[VideoPlan], config: ModelCon
     Raises:
       ValueError: the numbers of `<video>` and videos differ, or a video has no frames.
     """
+    require_type("text", text, str)
+    require_type("config", config, ModelConfig)
+    require_each("videos", videos, VideoPlan)
     parts = text.split(VIDEO)
     if len(parts) - 1 != len(videos):
         raise ValueError(
@@ -150,9 +152,11 @@ def encode_frames(
       ValueError: there are no frames, or an argument does not fit.
       ImageError, FileNotFoundError: as `load_image`, with the frame's index.
     """
+    require_type("config", config, ModelConfig)
+    side = config.tiling.tile_size if video_size is None else require_positive("video_size", video_size, "pixels")
     tiling = dataclasses.replace(
         config.tiling,
-        longest_edge=min(config.tiling.tile_size if video_size is None else video_size, MAX_IMAGE_SIZE),
+        longest_edge=min(side, MAX_IMAGE_SIZE),
         do_resize=True,
         do_image_splitting=False,
         upscale=True,

@@ -9,6 +9,8 @@ import functools
 import numpy as np
 from jaxtyping import Int
 
+from multipatch_jax.arguments import require_integer, require_positive
+
 
 def batch_indices(step: int, *, num_examples: int, batch_size: int, seed: int = 0) -> Int[np.ndarray, " B"]:
     """Return the indices of the examples in one step's batch.
@@ -24,8 +26,11 @@ def batch_indices(step: int, *, num_examples: int, batch_size: int, seed: int = 
       seed: seed of the shuffle.
 
     Raises:
-      ValueError: there are fewer examples than one batch takes.
+      ValueError: there are fewer examples than one batch takes, or an argument is no such integer.
     """
+    step, seed = require_integer("step", step, 0), require_integer("seed", seed, 0)
+    batch_size = require_positive("batch_size", batch_size, "examples")
+    num_examples = require_positive("num_examples", num_examples, "examples")
     batches = num_examples // batch_size
     if not batches:
         raise ValueError(f"A batch of {batch_size} needs as many examples, got {num_examples}.")

@@ -1,8 +1,13 @@
 """Losses on visual tokens: pure functions of arrays, which compute in float32 whatever the tokens' dtype."""
 
+import numbers
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
+
+from multipatch_jax.arguments import check_array
 
 
 def distillation_loss(tokens: Float[Array, "N T D"], teacher: Float[Array, "N T D"]) -> Float[Array, ""]:
@@ -15,14 +20,17 @@ def distillation_loss(tokens: Float[Array, "N T D"], teacher: Float[Array, "N T 
     Raises:
       ValueError: the shapes differ. Broadcasting would silently compare tokens of different tiles.
     """
-    if tokens.shape != teacher.shape:
-        raise ValueError(f"The teacher's tokens must have the shape of ours, {tokens.shape}, got {teacher.shape}.")
+    check_array("tokens", tokens, ("N", "T", "D"), np.floating)
+    if tokens.shape != getattr(teacher, "shape", None):
+        raise ValueError(f"The teacher's tokens must have the shape of ours, {tokens.shape}, got {np.shape(teacher)}.")
     error = tokens.astype(jnp.float32) - jax.lax.stop_gradient(teacher).astype(jnp.float32)
     return jnp.mean(jnp.square(error))
 
 
 def pool_tokens(tokens: Float[Array, "*batch tokens D"]) -> Float[Array, "*batch D"]:
     """Return the mean over tokens as a float32 vector: of each tile from (N, T, D), of an image from (N * T, D)."""
+    if getattr(tokens, "ndim", 0) < 2 or not jnp.issubdtype(tokens.dtype, jnp.floating):
+        raise ValueError(f"tokens must be floating of shape (..., tokens, D), got {type(tokens).__name__}.")
     return jnp.mean(tokens.astype(jnp.float32), axis=-2)
 
 
@@ -51,12 +59,14 @@ def sigmoid_contrastive_loss(
     Raises:
       ValueError: `a` and `b` are not of one shape (B, D), or `positives` is not bool of shape (B, B).
     """
-    if a.ndim != 2 or a.shape != b.shape:
-        raise ValueError(f"Expected two arrays of one shape (B, D), got {a.shape} and {b.shape}.")
-    if positives is not None and (positives.shape != (len(a), len(a)) or positives.dtype != bool):
-        raise ValueError(
-            f"positives must be bool of shape {(len(a), len(a))}, got {positives.dtype} of shape {positives.shape}."
-        )
+    shapes = [getattr(x, "shape", type(x).__name__) for x in (a, b)]
+    if len(shapes[0]) != 2 or isinstance(shapes[0], str) or shapes[0] != shapes[1]:
+        raise ValueError(f"Expected two arrays of one shape (B, D), got {shapes[0]} and {shapes[1]}.")
+    for name, scalar in (("log_scale", log_scale), ("bias", bias)):
+        if not isinstance(scalar, (numbers.Real, np.ndarray, jax.Array)) or np.shape(scalar) != ():
+            raise ValueError(f"{name} must be a scalar, got {type(scalar).__name__}.")
+    if positives is not None:
+        check_array("positives", positives, (len(a), len(a)), np.bool_)
     a, b = (_normalized(x.astype(jnp.float32)) for x in (a, b))
     logits = jnp.exp(log_scale) * jnp.einsum("id,jd->ij", a, b, precision="highest") + bias
     together = jnp.eye(len(a), dtype=bool) if positives is None else positives

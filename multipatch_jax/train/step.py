@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from multipatch_jax.arguments import require_positive
+from multipatch_jax.arguments import require_key, require_number, require_pattern, require_positive, require_type
 from multipatch_jax.config import ModelConfig
 from multipatch_jax.encode import check_tiles, encode_tiles, prepare_execution, trace_encode
 from multipatch_jax.nn import KERNELS, Compute
@@ -79,6 +79,8 @@ def init_train_state(
       ValueError: nothing would be trained, or `make_mesh` did not make the mesh.
     """
     check_mesh(mesh)
+    require_key("rng", rng)
+    require_type("optimizer", optimizer, optax.GradientTransformation)
     trained, frozen = split_params(params, trainable)
     trained = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), trained)
     frozen, step = jax.tree.map(jnp.asarray, frozen), jnp.zeros((), jnp.int32)
@@ -146,6 +148,15 @@ def make_train_step(
         `accumulate` and the mesh, or if the state was made for another optimizer or `trainable`.
     """
     check_mesh(mesh)
+    require_type("config", config, ModelConfig)
+    require_type("optimizer", optimizer, optax.GradientTransformation)
+    require_type("compute", compute, Compute)
+    require_type("trainable", trainable, str)
+    require_pattern("trainable", trainable)
+    if not callable(loss_fn):
+        raise ValueError(f"loss_fn must be a function (params, batch, rng, encode), got {type(loss_fn).__name__}.")
+    if max_norm is not None:
+        require_number("max_norm", max_norm, above=True)
     accumulate = require_positive("accumulate", accumulate, "pieces")
     split_heads = mesh is not None and mesh.shape["tensor"] > 1
     if split_heads and compute.attention == "auto":
