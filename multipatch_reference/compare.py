@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 import multipatch_jax as mp
+from multipatch_reference.distances import distance
 from multipatch_reference.model import (
     image_features,
     image_processor,
@@ -20,18 +21,6 @@ from multipatch_reference.model import (
 )
 
 LIMIT = 1e-4  # of `distance`; two correct float32 programs differ by 1e-6 to 1e-5
-
-
-def distance(ours: Any, reference: Any) -> float:
-    """Return |ours - reference| / |reference| with Euclidean norms over all elements, computed in float64.
-
-    Raises:
-      ValueError: the shapes differ.
-    """
-    a, b = np.asarray(ours, np.float64), np.asarray(reference, np.float64)
-    if a.shape != b.shape:
-        raise ValueError(f"Only arrays of one shape have a distance, got {a.shape} and {b.shape}.")
-    return float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-30))
 
 
 def random_checkpoint(name: str, folder: Path) -> Path:

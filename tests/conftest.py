@@ -1,6 +1,9 @@
 """What many tests share: the tiny model, a photograph and its tiles, and a count of compilations."""
 
+import ast
+import importlib.util
 import logging
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -9,6 +12,27 @@ from skimage import data
 
 import multipatch_jax as mp
 from tests.helpers.models import TINY, Model, make_model
+from tests.helpers.project import ROOT
+
+
+def imports_the_reference(path: Path) -> bool:
+    """Whether a file, or a helper that it imports, imports torch or transformers while it is imported itself."""
+    modules = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Import):
+            modules |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names = {f"{node.module}.{name.name}" for name in node.names}
+            modules |= names - {"multipatch_reference.distance"}
+    helpers = [ROOT / f"{name.replace('.', '/')}.py" for name in modules | {m.rpartition(".")[0] for m in modules}]
+    helpers = [one for one in helpers if one.is_file() and one.is_relative_to(ROOT / "tests/helpers") and one != path]
+    tops = {name.partition(".")[0] for name in modules}
+    return bool(tops & {"torch", "transformers", "multipatch_reference"}) or any(map(imports_the_reference, helpers))
+
+
+# Where torch is not installed, the tests that compare with the reference are left out.
+if importlib.util.find_spec("torch") is None:
+    collect_ignore = [str(path) for path in (ROOT / "tests").rglob("test_*.py") if imports_the_reference(path)]
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ import pytest
 import multipatch_jax as mp
 from tests.helpers import tolerances
 from tests.helpers.models import TINY_SMOLVLM, make_model
-from tests.helpers.tokenizer import cached_tokenizer
+from tests.helpers.tokenizer import save_tokenizer
 
 SWITCHES: dict[str, Callable[[], Any]] = {
     "jax_enable_x64": functools.partial(jax.enable_x64, True),
@@ -37,7 +37,7 @@ TOKENS = RANDOM.normal(size=(4, 48)).astype(np.float32)
 def model(tmp_path_factory):
     """A model with a tokenizer beside it, its language model loaded too, and the execution of a train step."""
     made = make_model(TINY_SMOLVLM, tmp_path_factory.mktemp("switches"))
-    cached_tokenizer().save_pretrained(made.folder)
+    save_tokenizer(made.folder)
     _, whole = mp.from_pretrained(made.folder, parts=mp.params.PARTS)
     half = mp.from_pretrained(made.folder, dtype="bfloat16")[1]
     processor = mp.Processor.from_pretrained(made.folder)

@@ -8,7 +8,6 @@ import time
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import multipatch_jax as mp
@@ -39,6 +38,7 @@ def in_one_read_only_view(_):
 
 
 def in_one_tensor(_):
+    torch = pytest.importorskip("torch")
     buffer = torch.empty((40, 60, 3), dtype=torch.uint8)
     for frame in frames():
         buffer.copy_(torch.from_numpy(frame))

@@ -1,12 +1,15 @@
 """Small models of the family with every tensor randomised, loaded by the real loading code."""
 
 import dataclasses
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
+
 import multipatch_jax as mp
-import multipatch_reference as reference
 from tests.helpers.tokenizer import IMAGE
 
 TINY_TEXT = mp.TextConfig(
@@ -36,7 +39,10 @@ NO_GLOBAL = dataclasses.replace(TINY, tiling=dataclasses.replace(TINY.tiling, gl
 
 
 class Model(NamedTuple):
-    """A reference model, the folder it was saved to, and what our loader reads from there."""
+    """A reference model, the folder it was saved to, and what our loader reads from there.
+
+    Without torch `reference` is None, and the weights are random all the same.
+    """
 
     config: mp.ModelConfig
     params: dict[str, Any]
@@ -48,12 +54,27 @@ def make_model(
     config: mp.ModelConfig, folder: Path, seed: int = 0, change: Callable[[Any], object] = lambda reference: None
 ) -> Model:
     """Makes a reference model, saves it to `folder` and loads it; `change` edits it before it is saved."""
-    model = reference.reference_model(config, seed)
-    change(model)
-    reference.save_checkpoint(model, config, folder)
+    model = None
+    if importlib.util.find_spec("torch") is None:
+        mp.export_hf(folder, config, random_params(config, seed))
+    else:
+        import multipatch_reference as reference
+
+        model = reference.reference_model(config, seed)
+        change(model)
+        reference.save_checkpoint(model, config, folder)
     loaded, params = mp.from_pretrained(folder)
     assert loaded == config
     return Model(config, params, model, folder)
+
+
+def random_params(config: mp.ModelConfig, seed: int = 0) -> dict[str, Any]:
+    """Float32 params of every part, all of them random."""
+    chance = np.random.default_rng(seed)
+    parts = mp.params.PARTS if config.text else mp.params.PARTS[:2]
+    shapes = mp.params.param_shapes(config, parts)
+    flat = {path: chance.normal(0, 0.05, shape).astype(np.float32) for path, shape in shapes.items()}
+    return jax.tree.map(jax.numpy.asarray, mp.params.unflatten(flat))
 
 
 def with_small_text(config: mp.ModelConfig) -> mp.ModelConfig:

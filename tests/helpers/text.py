@@ -4,11 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transformers import PreTrainedTokenizerFast
-from transformers.models.idefics3.processing_idefics3 import Idefics3Processor
-
 import multipatch_jax as mp
-import multipatch_reference as reference
 from tests.helpers.models import TINY_SMOLVLM, make_model
 from tests.helpers.tokenizer import make_tokenizer
 
@@ -23,7 +19,7 @@ class TextModel(NamedTuple):
     params: dict[str, Any]
     reference: Any
     folder: Path
-    tokenizer: PreTrainedTokenizerFast
+    tokenizer: Any
     theirs: Any  # the reference's processor of texts and images
     ours: mp.Processor
 
@@ -39,10 +35,12 @@ def make_text_model(folder: Path) -> TextModel:
     return TextModel(config, params, model.reference, folder, tokenizer, theirs, ours)
 
 
-def reference_processor(
-    tokenizer: PreTrainedTokenizerFast, config: mp.ModelConfig, **tiling: Any
-) -> tuple[Any, mp.ModelConfig]:
+def reference_processor(tokenizer: Any, config: mp.ModelConfig, **tiling: Any) -> tuple[Any, mp.ModelConfig]:
     """The reference's processor for `config` with changes to its tiling, and that changed config."""
+    from transformers.models.idefics3.processing_idefics3 import Idefics3Processor
+
+    import multipatch_reference as reference
+
     config = dataclasses.replace(config, tiling=dataclasses.replace(config.tiling, **tiling))
     image_processor = reference.image_processor(config)
     processor = Idefics3Processor(image_processor, tokenizer, image_seq_len=config.tiling.tokens_per_tile)
