@@ -14,6 +14,16 @@ from transformers.image_utils import load_image as reference_load_image
 from multipatch_jax.image import ImageError, count_pixels, load_image
 from tests.helpers.image_files import FILES, Stream, assert_same_pixels, encode, random_image, reference_rgb
 
+SOURCES = {
+    "a path as str": lambda path, _: str(path),
+    "a `pathlib.Path`": lambda path, _: path,
+    "`bytes`": lambda _, data: data,
+    "`bytearray`": lambda _, data: bytearray(data),
+    "`memoryview`": lambda _, data: memoryview(data),
+    "a binary file object": lambda _, data: io.BytesIO(data),
+    "a binary file object that cannot seek": lambda _, data: Stream(data),
+}
+
 
 @pytest.mark.parametrize("name", FILES)
 def test_every_way_to_hand_over_a_file(name, tmp_path):
@@ -22,8 +32,8 @@ def test_every_way_to_hand_over_a_file(name, tmp_path):
         expected = reference_rgb(image)
     path = tmp_path / "picture"  # no extension: the content decides
     path.write_bytes(data)
-    for source in (str(path), path, data, bytearray(data), memoryview(data), io.BytesIO(data), Stream(data)):
-        assert_same_pixels(load_image(source), expected)
+    for make in SOURCES.values():
+        assert_same_pixels(load_image(make(path, data)), expected)
     with open(path, "rb") as file:
         file.seek(3)
         assert_same_pixels(load_image(file), expected)

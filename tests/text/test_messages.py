@@ -27,17 +27,20 @@ def uri(pixels):
 
 
 WAYS = {
-    "PIL": lambda x, _: {"type": "image", "image": Image.fromarray(x)},
-    "array": lambda x, _: {"type": "image", "image": x},
-    "bytes": lambda x, _: {"type": "image", "image": png(x)},
-    "path": lambda x, path: {"type": "image", "path": str(path)},
-    "Path": lambda x, path: {"type": "image", "image": path},
-    "url: path": lambda x, path: {"type": "image", "url": str(path)},
-    "url: file": lambda x, path: {"type": "image", "url": path.as_uri()},
-    "url: data": lambda x, _: {"type": "image", "url": uri(x)},
-    "base64": lambda x, _: {"type": "image", "base64": base64.b64encode(png(x)).decode()},
-    "image_url": lambda x, _: {"type": "image_url", "image_url": {"url": uri(x)}},
-    "image_url: string": lambda x, path: {"type": "image_url", "image_url": str(path)},
+    '{"type": "image", "image": PIL image}': lambda x, _: {"type": "image", "image": Image.fromarray(x)},
+    '{"type": "image", "image": array}': lambda x, _: {"type": "image", "image": x},
+    '{"type": "image", "image": bytes of a file}': lambda x, _: {"type": "image", "image": png(x)},
+    '{"type": "image", "path": path}': lambda x, path: {"type": "image", "path": str(path)},
+    '{"type": "image", "image": path}': lambda x, path: {"type": "image", "image": path},
+    '{"type": "image", "url": path}': lambda x, path: {"type": "image", "url": str(path)},
+    '{"type": "image", "url": "file:///..."}': lambda x, path: {"type": "image", "url": path.as_uri()},
+    '{"type": "image", "url": "data:...;base64,..."}': lambda x, _: {"type": "image", "url": uri(x)},
+    '{"type": "image", "base64": "..."}': lambda x, _: {"type": "image", "base64": base64.b64encode(png(x)).decode()},
+    '{"type": "image_url", "image_url": {"url": "data:...;base64,..."}}': lambda x, _: {
+        "type": "image_url",
+        "image_url": {"url": uri(x)},
+    },
+    '{"type": "image_url", "image_url": path}': lambda x, path: {"type": "image_url", "image_url": str(path)},
 }
 
 

@@ -1,0 +1,103 @@
+"""Write docs/inputs.md from the lists that the tests go through: `python -m tests.helpers.inputs > docs/inputs.md`."""
+
+import inspect
+import sys
+from collections.abc import Iterable
+from types import ModuleType
+
+from multipatch_jax.checkpoint.hf_keys import IGNORED_EVERYWHERE, KEYS, REFUSED
+from tests.checkpoint import test_hf_names
+from tests.helpers.image_files import FILES
+from tests.image.test_load_arrays import FLOATS
+from tests.image.test_load_files import SOURCES
+from tests.image.test_load_pil import MODES
+from tests.text.test_messages import WAYS
+
+TEMPLATE = """# What is accepted
+
+This page is made by `python -m tests.helpers.inputs > docs/inputs.md` from the lists that the tests go through, so that
+each entry has been tried. What is not listed is refused, with an error that says what to do.
+
+## Images
+
+`load_image`, and every function that takes an image, takes
+
+{sources}
+* a PIL image of mode {modes};
+* an array (H, W, C), C being 1, 3 or 4, of uint8, or of {floats} with values from 0 to 1: NumPy's, JAX's, or of any
+  library whose arrays NumPy can read.
+
+Files of these kinds are tried: {files}; HEIC needs `pillow-heif` (the extra `heic`). Pillow reads more. An image with
+more than twice `PIL.Image.MAX_IMAGE_PIXELS` pixels is refused; above once, there is a warning.
+
+A stream (`iter_encode_images`, `encode_images`, `text.encode_frames`) takes any iterable of these. What a generator
+yields is copied or read before it runs on, so it may refill one buffer, or rewrite one file.
+
+## Chats
+
+A message is `{{"role": ..., "content": ...}}`. The content is a string or a list of parts:
+
+* `{{"type": "text", "text": "..."}}`
+* `{{"type": "image"}}`, which takes the next of the call's `images`
+{ways}
+* `{{"type": "video", "video": list of frames, "plan": VideoPlan}}`, or `"fps": number` in place of the plan
+
+Links are not followed. A part that the chat template does not write is an error.
+
+## Keys of a checkpoint's JSON files
+
+A key that is not in this table is refused if it has a value; `from_pretrained(..., ignore_keys=("key",))` loads all the
+same.
+
+| section | read | only one value | ignored |
+|---|---|---|---|
+{keys}
+
+Ignored in every section: {ignored}.
+
+Refused: {refused}.
+
+## Layouts of a checkpoint
+
+Beside today's names, in one safetensors file or in shards with an index:
+
+{layouts}
+"""
+
+
+def main() -> None:
+    """Print the page."""
+    rows = [
+        f"| {name} | {_code(one.read)} | {_code(f'{k} = {v!r}' for k, v in one.fixed.items())} | {_code(one.ignored)} |"
+        for name, one in KEYS.items()
+    ]
+    page = TEMPLATE.format(
+        sources=_items(f"{source};" for source in SOURCES),
+        modes=_code(MODES),
+        floats=_code(one.__name__ for one in FLOATS),
+        files=", ".join(FILES),
+        ways=_items(f"`{way}`" for way in WAYS),
+        keys="\n".join(rows),
+        ignored=_code(sorted(IGNORED_EVERYWHERE)),
+        refused="; ".join(f"`{key}` ({reason})" for key, reason in REFUSED.items()),
+        layouts=_items(_tests(test_hf_names)),
+    )
+    sys.stdout.write(page)
+
+
+def _tests(module: ModuleType) -> list[str]:
+    """The names of a module's tests, as text."""
+    names = [name for name, value in vars(module).items() if name.startswith("test_") and inspect.isfunction(value)]
+    return [name.removeprefix("test_").replace("_", " ") for name in names]
+
+
+def _code(words: Iterable[str]) -> str:
+    return ", ".join(f"`{word}`" for word in words)
+
+
+def _items(lines: Iterable[str]) -> str:
+    return "\n".join(f"* {line}" for line in lines)
+
+
+if __name__ == "__main__":
+    main()
