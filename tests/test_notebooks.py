@@ -15,6 +15,8 @@ from PIL import Image
 from tests.helpers.processes import environment
 from tests.helpers.project import ROOT
 
+pytest.importorskip("torch", reason="the notebooks compare with the reference")
+
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # An absolute path of any machine (not a fraction, a relative path or an address), or a well-known folder anywhere.
 A_MACHINES_PATH = re.compile(r"(?<![\w./])/\w[\w.-]*/|/(home|root|Users|tmp|opt|usr)/|site-packages|file://|[A-Z]:\\")

@@ -16,6 +16,8 @@ from tests.helpers.project import ROOT
 
 @pytest.mark.parametrize("command", [["ruff", "check"], ["ruff", "format", "--check"], ["pyright"]])
 def test_checks_are_clean(command):
+    if command == ["pyright"]:
+        pytest.importorskip("torch", reason="pyright looks at the code that calls the reference too")
     extra = ["--pythonpath", sys.executable] if command == ["pyright"] else []
     done = subprocess.run([sys.executable, "-m", *command, *extra], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
