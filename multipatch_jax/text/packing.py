@@ -221,12 +221,18 @@ def labels_for(
     _check_integers("input_ids", input_ids)
     require_integer("image_token_id", image_token_id, 0)
     require_integer("ignore_index", ignore_index, -(2**31))
-    ids = jnp.asarray(input_ids, jnp.int32)  # unsigned integers could not hold ignore_index
-    ignored = ids == image_token_id
-    for name, mask in (("attention_mask", attention_mask), ("assistant_mask", assistant_mask)):
+    masks = {"attention_mask": attention_mask, "assistant_mask": assistant_mask}
+    for name, mask in masks.items():
         if mask is None:
             continue
         if np.shape(mask) != input_ids.shape:
             raise ValueError(f"{name} must have the shape of input_ids, got {np.shape(mask)} and {input_ids.shape}.")
-        ignored |= jnp.asarray(mask) == 0
+        dtype = mask.dtype if hasattr(mask, "dtype") else np.asarray(mask).dtype
+        if not any(jnp.issubdtype(dtype, kind) for kind in (jnp.integer, jnp.bool_)):
+            raise ValueError(f"{name} must be of integers, 0 or 1, got {dtype}.")
+    ids = jnp.asarray(input_ids, jnp.int32)  # unsigned integers could not hold ignore_index
+    ignored = ids == image_token_id
+    for mask in masks.values():
+        if mask is not None:
+            ignored |= jnp.asarray(mask) == 0
     return jnp.where(ignored, ignore_index, ids)

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from multipatch_jax.arguments import require_type
 from multipatch_jax.config import ModelConfig
 from multipatch_jax.encode import encode_images, prepare_execution
 from multipatch_jax.nn import Compute
@@ -54,6 +55,8 @@ def prepare_inputs(
         positive integer.
       ImageError, FileNotFoundError: as `Processor`.
     """
+    require_type("processor", processor, Processor)
+    require_type("config", config, ModelConfig)
     prepare_execution(params, config, compute, batch_size)  # called for its errors, before any work on the device
     width, expected = embedding_table(params).shape[1], config.connector.text_hidden_size
     if width != expected:

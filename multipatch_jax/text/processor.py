@@ -5,6 +5,7 @@ tokenised as the reference does it (transformers 5.23).
 """
 
 import dataclasses
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,19 +15,19 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 
 from multipatch_jax.arguments import require_positive, require_type
-from multipatch_jax.checkpoint import fetch, fetch_if_there
 from multipatch_jax.config import ModelConfig
-from multipatch_jax.files import read_json
 from multipatch_jax.image import TilePlan, load_image, plan_tiles
-from multipatch_jax.text.chat import SETTINGS, TEMPLATES, VIDEO_TEMPLATE, Spans, read_template, render
-from multipatch_jax.text.messages import NEXT, Chat, Messages, check_nothing_vanished, read_messages
+from multipatch_jax.text.chat import VIDEO_TEMPLATE, read_template
+from multipatch_jax.text.folder import SIDES, download, read_settings, read_tokenizer
+from multipatch_jax.text.messages import NEXT, Chat, Messages, check_keys, read_messages
 from multipatch_jax.text.packing import pad
+from multipatch_jax.text.places import Rendered, render_whole
 from multipatch_jax.text.prompt import IMAGE
 from multipatch_jax.text.sample import Sample, tokenize
+from multipatch_jax.text.template import render
 from multipatch_jax.text.video import VIDEO
 
-TOKENIZER = "tokenizer.json"
-SIDES = ("left", "right")
+VIDEO_TOKENS = ("<|im_start|>", "<end_of_utterance>")  # VIDEO_TEMPLATE is for tokenizers that have them
 
 
 class TextInputs(NamedTuple):
@@ -37,7 +38,7 @@ class TextInputs(NamedTuple):
       attention_mask: (B, S), 0 at padding and 1 elsewhere.
       images: the pixels of all images, in the order of their places in the texts.
       plans: the plan of each of the images.
-      videos: the frames of all videos, in the order of their places in the texts.
+      videos: the pixels of the frames of each video, in the order of their places in the texts.
       order: "image" or "video" for each of them, in the order of their places in the texts.
       assistant_mask: (B, S), 1 for tokens within `{% generation %}` of the chat template: what the assistant says. None
         if no text is a chat whose template has that tag.
@@ -47,7 +48,7 @@ class TextInputs(NamedTuple):
     attention_mask: Int32[np.ndarray, "B S"]
     images: list[UInt8[np.ndarray, "H W 3"]]
     plans: list[TilePlan]
-    videos: list[Sequence[Any]]
+    videos: list[list[UInt8[np.ndarray, "H W 3"]]]
     order: list[str]
     assistant_mask: Int32[np.ndarray, "B S"] | None
 
@@ -94,30 +95,18 @@ class Processor:
           ImportError: the extra `text` is not installed.
         """
         try:
-            import jinja2.sandbox  # noqa: F401 (needed later, by `render`: a missing library fails here)
-            from tokenizers import Tokenizer
+            import jinja2.sandbox  # noqa: F401 (needed later: a missing library fails here)
+            import tokenizers  # noqa: F401
         except ImportError as error:
             raise ImportError(f'A Processor needs the extra "text" ({error}): install multipatch_jax[text].') from error
-        if not isinstance(name_or_path, (str, os.PathLike)):
-            raise ValueError(f"A Processor is loaded from a folder or a hub id, got {type(name_or_path).__name__}.")
+        if not isinstance(name_or_path, (str, os.PathLike)) or not str(name_or_path):
+            raise ValueError(f"A Processor is loaded from a folder or a hub id, got {name_or_path!r:.60}.")
         hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-        folder = Path(name_or_path) if Path(name_or_path).is_dir() else _download(str(name_or_path), hub)
-        if not (folder / TOKENIZER).is_file():
-            raise FileNotFoundError(f"{folder} has no {TOKENIZER}, which is needed to tokenise texts.")
-        try:
-            tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
-        except Exception as error:  # the library raises nothing more specific
-            raise ValueError(f"{folder / TOKENIZER} is not a tokenizer: {error}.") from None
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        settings = read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
-        tokens = {key: _content(value) for key, value in settings.items() if key.endswith("_token")}
-        special = {key: token for key, token in tokens.items() if token is not None}
+        folder = Path(name_or_path) if Path(name_or_path).is_dir() else download(str(name_or_path), **hub)
+        tokenizer, settings = read_tokenizer(folder), read_settings(folder)
+        special = settings.special_tokens
         pad_token_id = tokenizer.token_to_id(special["pad_token"]) if "pad_token" in special else None
-        side = settings.get("padding_side", "right")
-        if side not in SIDES:
-            raise ValueError(f"{folder / SETTINGS}: padding_side must be one of {SIDES}, got {side!r}.")
-        return cls(tokenizer, read_template(folder), special, pad_token_id, side)
+        return cls(tokenizer, read_template(folder), special, pad_token_id, settings.padding_side)
 
     def render(self, chat: Chat, *, add_generation_prompt: bool | None = None) -> str:
         """Render a chat as a text in the format that the model was trained on, with one `<image>` for each image.
@@ -131,21 +120,33 @@ class Processor:
         Raises:
           ValueError: the checkpoint has no template, the template refuses the messages, or it drops a part of them.
         """
-        return self._render(read_messages(chat), add_generation_prompt)[0]
+        _check_switch(add_generation_prompt)
+        return self._render(read_messages(chat), add_generation_prompt).text
 
-    def _render(self, messages: Messages, add_generation_prompt: bool | None) -> tuple[str, Spans | None]:
-        template = VIDEO_TEMPLATE if messages.videos else self.chat_template
+    def _render(self, messages: Messages, add_generation_prompt: bool | None) -> Rendered:
+        template = self.chat_template
+        knows_videos = all(self.tokenizer.token_to_id(token) is not None for token in VIDEO_TOKENS)
+        if messages.videos and VIDEO not in (template or "") and knows_videos:
+            template = VIDEO_TEMPLATE
         if template is None:
             raise ValueError("This checkpoint has no chat template: pass texts instead of chats.")
-        if add_generation_prompt is None:
-            add_generation_prompt = messages.plain[-1]["role"] != "assistant"
-        text, spans = render(template, messages.plain, self.special_tokens, add_generation_prompt)
-        check_nothing_vanished(messages, text)
-        return text, spans
+        check_keys(messages, template)
+        prompt = messages.plain[-1]["role"] != "assistant" if add_generation_prompt is None else add_generation_prompt
+        run = functools.partial(render, template, special_tokens=self.special_tokens, add_generation_prompt=prompt)
+        return render_whole(run, messages)
 
     def decode(self, ids: Any) -> str:
-        """Return the text of generated ids (S,), without special tokens."""
-        return self.tokenizer.decode(np.asarray(ids).tolist())
+        """Return the text of generated ids (S,), without special tokens.
+
+        Raises:
+          ValueError: `ids` are not integers from 0, of one text.
+        """
+        found = np.asarray(ids)
+        if found.ndim != 1 or (
+            found.size and (found.dtype.kind not in "iu" or found.min() < 0 or found.max() >= 2**32)
+        ):
+            raise ValueError(f"ids must be integers from 0 of shape (S,), got {found.dtype} of shape {found.shape}.")
+        return self.tokenizer.decode(found.tolist())
 
     def __call__(
         self,
@@ -179,8 +180,7 @@ class Processor:
         side = self.padding_side if padding_side is None else padding_side
         if side not in SIDES:
             raise ValueError(f'padding_side must be "left", "right" or None, got {side!r}.')
-        if add_generation_prompt not in (None, True, False):
-            raise ValueError(f"add_generation_prompt must be True, False or None, got {add_generation_prompt!r}.")
+        _check_switch(add_generation_prompt)
         if max_length is not None:
             max_length = require_positive("max_length", max_length, "tokens", or_none=True)
         if isinstance(texts, str) or not isinstance(texts, Sequence) or not texts or isinstance(texts[0], Mapping):
@@ -193,7 +193,12 @@ class Processor:
         samples = [self._read(text, add_generation_prompt) for text in texts]
         given = iter(_flatten(images, [sum(image is NEXT for image in sample.images) for sample in samples]))
         sources = [next(given) if image is NEXT else image for sample in samples for image in sample.images]
-        pixels = [_load(image, index) for index, image in enumerate(sources)]
+        pixels = [_load(image, f"image {index}") for index, image in enumerate(sources)]
+        clips = [frames for sample in samples for frames, _ in sample.videos]
+        videos = [
+            [_load(frame, f"frame {index} of video {video}") for index, frame in enumerate(frames)]
+            for video, frames in enumerate(clips)
+        ]
         plans = [plan_tiles(image.shape[0], image.shape[1], config.tiling) for image in pixels]
         rows, masks, done = [], [], 0
         for number, sample in enumerate(samples):
@@ -219,7 +224,7 @@ class Processor:
             attention_mask=pad([[1] * len(row) for row in rows], side, 0),
             images=pixels,
             plans=plans,
-            videos=[frames for sample in samples for frames, _ in sample.videos],
+            videos=videos,
             order=[mark for sample in samples for mark in sample.order],
             assistant_mask=pad(masks, side, 0) if has_spans else None,
         )
@@ -234,22 +239,13 @@ class Processor:
                 )
             return Sample(text, [NEXT] * text.count(IMAGE), [], None)
         messages = read_messages(text)
-        rendered, spans = self._render(messages, add_generation_prompt)
-        return Sample(rendered, messages.images, messages.videos, spans)
+        rendered = self._render(messages, add_generation_prompt)
+        return Sample(rendered.text, rendered.images, messages.videos, rendered.spans)
 
 
-def _content(token: Any) -> str | None:
-    """Return the text of a special token, which tokenizer_config.json stores as a string or as an object."""
-    token = token.get("content") if isinstance(token, Mapping) else token
-    return token if isinstance(token, str) else None
-
-
-def _download(repo_id: str, hub: dict[str, Any]) -> Path:
-    """Fetch the tokenizer and the files that may hold the chat template; return their folder."""
-    folder = fetch(repo_id, TOKENIZER, **hub).parent
-    for name in TEMPLATES:
-        fetch_if_there(repo_id, name, **hub)
-    return folder
+def _check_switch(add_generation_prompt: Any) -> None:
+    if add_generation_prompt is not None and not isinstance(add_generation_prompt, bool):
+        raise ValueError(f"add_generation_prompt must be True, False or None, got {add_generation_prompt!r:.60}.")
 
 
 def _flatten(images: Sequence[Any], places: list[int]) -> list[Any]:
@@ -282,9 +278,9 @@ def _flatten(images: Sequence[Any], places: list[int]) -> list[Any]:
     return images
 
 
-def _load(image: Any, index: int) -> UInt8[np.ndarray, "H W 3"]:
+def _load(image: Any, name: str) -> UInt8[np.ndarray, "H W 3"]:
     try:
         return load_image(image)
     except (ValueError, FileNotFoundError) as error:
-        error.add_note(f"This was image {index}.")
+        error.add_note(f"This was {name}.")
         raise

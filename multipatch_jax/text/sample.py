@@ -50,7 +50,11 @@ def tokenize(
     Returns:
       (ids, mask): the mask is 1 for tokens of the spans, else 0.
     """
-    has_bos = bos_token is not None and sample.text.startswith(bos_token)
+    try:
+        sample.text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"A text must be valid Unicode, and one cannot be tokenised: {error}.") from None
+    has_bos = bool(bos_token) and sample.text.startswith(bos_token)
     encoding = tokenizer.encode(_expand(sample, sample.text, plans, config), add_special_tokens=not has_bos)
     mask = np.zeros(len(encoding.ids), np.int32)
     first, last = np.array(encoding.offsets, int).reshape(-1, 2).T

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from multipatch_jax.arguments import require_each, require_number, require_positive, require_type
+from multipatch_jax.arguments import require_each, require_integer, require_number, require_positive, require_type
 from multipatch_jax.config import ModelConfig
 from multipatch_jax.encode import encode_images
 from multipatch_jax.image import MAX_IMAGE_SIZE
@@ -17,6 +17,7 @@ from multipatch_jax.params import Params
 from multipatch_jax.text.prompt import one_tile_markers
 
 VIDEO = "<video>"
+MAX_SECONDS = 10**9  # 31 years; far more cannot be written as hours, minutes and seconds
 _SMALL = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
     seventeen eighteen nineteen""".split()
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
@@ -35,6 +36,18 @@ class VideoPlan:
     indices: tuple[int, ...]
     fps: float
     duration: float
+
+    def __post_init__(self):
+        require_type("VideoPlan.indices", self.indices, tuple)
+        for index in self.indices:
+            require_integer("An index of a VideoPlan", index, 0)
+        require_number("VideoPlan.fps", self.fps, above=True)
+        require_number("VideoPlan.duration", self.duration)
+        if max(self.duration, *(index / self.fps for index in self.indices[-1:]), 0) > MAX_SECONDS:
+            raise ValueError(
+                f"A video must not be longer than {MAX_SECONDS} seconds, got fps {self.fps} and duration "
+                f"{self.duration}."
+            )
 
 
 def sample_frames(
@@ -60,7 +73,9 @@ def sample_frames(
     require_number("target_fps", target_fps, above=True)
     require_number("skip_seconds", skip_seconds)
     duration = num_frames / fps
-    count = max(min(round(target_fps * duration), max_frames), 1)
+    if not duration <= MAX_SECONDS:
+        raise ValueError(f"A video must not be longer than {MAX_SECONDS} seconds, got {num_frames} frames at {fps}.")
+    count = max(round(min(target_fps * duration, max_frames)), 1)
     first, last = 0, num_frames - 1
     # The reference compares these seconds with this number of frames, although the units differ.
     if skip_seconds > 0 and duration - 2 * skip_seconds > max_frames * target_fps:

@@ -142,6 +142,28 @@ def test_what_the_assistant_says_is_marked_as_in_the_reference(model, photos):
     assert model.ours([chat[:1]], config=model.config).assistant_mask is None
 
 
+def test_marks_are_the_references_after_images_too(model, photos):
+    ours, image = dataclasses.replace(model.ours, chat_template=TEMPLATE_WITH_GENERATION), {"type": "image"}
+    chat = [
+        {"role": "user", "content": [image, text("Où?"), image]},
+        {"role": "assistant", "content": [text("Là, là!\nA cat.")]},
+        {"role": "user", "content": [text("And?"), image]},
+        {"role": "assistant", "content": [text("é")]},
+    ]
+    images = [photos["cat"], photos["rocket"], photos["coffee"]]
+    expected = model.theirs.apply_chat_template(
+        chat,
+        chat_template=TEMPLATE_WITH_GENERATION,
+        tokenize=True,
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+        processor_kwargs={"images": images},
+    )
+    got = ours([chat], images, config=model.config)
+    np.testing.assert_array_equal(got.input_ids[0], np.ravel(expected["input_ids"]))
+    np.testing.assert_array_equal(got.assistant_mask[0], np.ravel(expected["assistant_masks"]))
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_answers_are_marked_after_images_too(side, model, photos):
     ours = dataclasses.replace(model.ours, chat_template=TEMPLATE_WITH_GENERATION)
@@ -166,7 +188,8 @@ def test_answers_are_marked_after_images_too(side, model, photos):
         ("hello", "list of at least one message"),
         ([], "list of at least one message"),
         (["hello"], 'must have a "role" and a "content", got .hello. as message 0'),
-        ([{"role": "user"}], r"got an object with the keys \['role'\] as message 0"),
+        ([{"role": "user"}], "content of message 0 must be a string or a list of parts, got NoneType"),
+        ([{"content": "a"}], r"got an object with the keys \['content'\] as message 0"),
         ([{"role": "user", "content": 5}], "content of message 0 must be a string or a list of parts, got int"),
         ([{"role": "user", "content": ["hi"]}], r'"type" of part 0 of message 0 .* got .hi.'),
         ([{"role": "user", "content": [{"image": np.zeros(3)}]}], "part 0 of message 0 must be one of text, image"),
@@ -174,7 +197,11 @@ def test_answers_are_marked_after_images_too(side, model, photos):
             [{"role": "user", "content": [text("a"), {"type": "audio"}]}],
             """part 1 of message 0 .* got "type": 'audio'""",
         ),
-        ([{"role": "user", "content": [{"type": "text", "content": "a"}]}], "must be a string, got NoneType"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "must be a string, got NoneType"),
+        (
+            [{"role": "user", "content": [{"type": "text", "content": "a"}]}],
+            r"may have text, got \['content'\] in part 0",
+        ),
         ([{"role": "user", "content": [text("A <video>?")]}], "has <video> in its text"),
         ([{"role": {}, "content": "a"}], "message 0"),
     ],
@@ -191,13 +218,30 @@ def test_chats_that_are_not_understood_are_refused(chat, message, model):
         ("{{ 1 // 0 }}", "division"),
         ("{{ messages.__class__.__mro__[1].__subclasses__() }}", "must accept the messages"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
-        ("{{ 'a' * 10**10 }}", "10000000000 characters"),
-        ("{{ 10 ** (10 ** 10) }}", "characters"),
+        ("{{ 'a' * 10**10 }}", "10000000000 characters, more than"),
+        ("{{ 10 ** (10 ** 10) }}", "integer of"),
         (
             "{% set n = namespace(s='aaaaaaaaaa') %}{% for i in range(99) %}{% set n.s = n.s + n.s %}{% endfor %}",
             "characters",
         ),
-        ("{% for i in range(99999) %}{% for j in range(99999) %}aaaaaaaa{% endfor %}{% endfor %}", "longer than"),
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "more than 300000 steps"),
+        (
+            "{% set r = range(9**5) %}{% for i in r recursive %}{% if loop.depth < 5 %}{{ loop(r) }}{% endif %}"
+            "{% endfor %}",
+            "steps",
+        ),
+        ("{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(40) }}", "steps"),
+        ("{{ messages[0].content }}{% for i in range(99999) %}" + 500 * "a" + "{% endfor %}", "makes a value of"),
+        (
+            "{% set n = namespace(s='aaaaaaaaaa') %}{% for i in range(99) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
+            "value of",
+        ),
+        (
+            "{% set n = namespace(s=10 ** 999) %}{% for i in range(99) %}{% set n.s = n.s * n.s %}{% endfor %}",
+            "integer of",
+        ),
+        ("{% for a in [1] %}" * 60 + "{% endfor %}" * 60, "nested blocks"),
+        ("{{ raise_exception('a' * 9999) }}", r"error: a{300}\."),
         ("{% for i in range(10 ** 9) %}{% endfor %}", "Range too big"),
         ("{% generation %}", "must accept"),
         ("{{ messages[9].content }}", "has no element 9"),

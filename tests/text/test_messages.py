@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import io
+import urllib.parse
 import warnings
 
 import numpy as np
@@ -44,12 +45,25 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+OTHER_WAYS = {
+    "url: data in lines": lambda x, _: {"type": "image", "url": "data:;base64," + base64.encodebytes(png(x)).decode()},
+    "url: data, quoted": lambda x, _: {
+        "type": "image",
+        "url": "data:;base64," + urllib.parse.quote(base64.b64encode(png(x)), safe=""),
+    },
+    "base64 in lines": lambda x, _: {"type": "image", "base64": base64.encodebytes(png(x)).decode()},
+    "base64 as bytes": lambda x, _: {"type": "image", "base64": base64.b64encode(png(x))},
+    "base64: a data: URI": lambda x, _: {"type": "image", "base64": uri(x)},
+    "with None, as tables have it": lambda x, _: {"type": "image", "image": x, "url": None, "text": None},
+}
+
+
+@pytest.mark.parametrize("way", [*WAYS, *OTHER_WAYS])
 def test_an_image_in_a_message_is_taken_from_there(way, model, photos, tmp_path):
     path = tmp_path / "a photo.png"
     path.write_bytes(png(photos["cat"]))
     question = {"type": "text", "text": "What?"}
-    chat = [{"role": "user", "content": [WAYS[way](photos["cat"], path), question]}]
+    chat = [{"role": "user", "content": [(WAYS | OTHER_WAYS)[way](photos["cat"], path), question]}]
     got = model.ours([chat], config=model.config)
     plain = [{"role": "user", "content": [{"type": "image"}, question]}]
     expected = model.ours([plain], [photos["cat"]], config=model.config)
@@ -128,7 +142,19 @@ def test_frames_without_a_plan_have_their_own_rate(fps, model, photos):
         ({"type": "image_url"}, "got NoneType"),
         ({"type": "image", "url": "data:image/png;base64"}, "with its data after a comma"),
         ({"type": "image", "url": "data:image/png;base64,%%%"}, "base64 data of part 0 of message 0 cannot be decoded"),
-        ({"type": "image", "base64": np.zeros(3)}, "base64 data of part 0 of message 0 cannot be decoded"),
+        ({"type": "image", "base64": np.zeros(3)}, "base64. of part 0 of message 0 must be a text, got ndarray"),
+        (
+            {"type": "image", "url": 5000 * "a"},
+            r"path or a URI, got a text of 5000 characters, 'a+\.\.\.': pass base64 as",
+        ),
+        ({"type": "image", "imgae": np.zeros(3)}, r"may have image, url, path, base64, got \['imgae'\] in part 0"),
+        ({"type": "video", "video": iter([])}, "must be its frames, a list .* got list_iterator"),
+        (
+            {"type": "video", "video": [1], "fps": 1, "plan": VideoPlan((0,), 1, 1)},
+            'must have a "plan" or "fps", got both',
+        ),
+        ({"type": "video", "video": [1], "plan": {"fps": "2"}}, "must have fps and frames_indices of numbers"),
+        ({"type": "video", "path": "a.mp4"}, r"may have video, plan, fps, got \['path'\] in part 0"),
         ({"type": "image", "image": "a.png", "path": "b.png"}, "must name one image, got image and path"),
         ({"type": "video"}, "must be its frames, .* got NoneType"),
         ({"type": "video", "video": "a.mp4"}, "must be its frames, .* got 'a.mp4'"),
@@ -159,9 +185,12 @@ def test_an_image_that_cannot_be_read_is_named_and_its_data_are_not_written(mode
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        ("{% for m in messages %}{{ m['content'][1]['text'] }}{% endfor %}", "<image> for each image .* got 0 for 1"),
-        ("{% for m in messages %}<image><image>{{ m['content'][1]['text'] }}{% endfor %}", "got 2 for 1"),
-        ("<image>", r"drops a text part of message 0 \('What is it\?'\)"),
+        ("{% for m in messages %}{{ m['content'][1]['text'] }}{% endfor %}", "drops the image part of message 0"),
+        (
+            "{% for m in messages %}<image><image>{{ m['content'][1]['text'] }}{% endfor %}",
+            "no image and no video but those of the chat, and it adds one",
+        ),
+        ("<image>", "drops the text part of message 0"),
     ],
 )
 def test_a_part_that_the_template_drops_is_an_error(template, message, model):

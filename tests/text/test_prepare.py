@@ -99,7 +99,7 @@ def test_the_references_decoder_gives_the_same_logits_and_tokens_from_our_embedd
 def test_a_batch_gives_the_logits_of_its_samples_alone(model, photos):
     texts, names = UNEVEN
     images = [[photos[name] for name in sample] for sample in names]
-    options = {"config": model.config, "processor": model.ours, "padding_side": "left"}
+    options = {"config": model.config, "processor": dataclasses.replace(model.ours, padding_side="right")}
     batch = as_torch(prepare_inputs(model.params, texts, images, **options))
     with torch.no_grad():
         together = model.reference(**batch).logits[:, -1]
