@@ -64,11 +64,19 @@ def require_number(name: str, value: Any, least: float = 0, *, above: bool = Fal
         )
 
 
-def require_integer(name: str, value: Any, least: int) -> int:
-    """Return `value` as a plain int; raise a ValueError that names it unless it is an integer of at least `least`."""
+def require_integer(name: str, value: Any, least: int, most: int | None = None) -> int:
+    """Return `value` as a plain int; raise a ValueError that names it unless it is an integer in the range.
+
+    Args:
+      name: name of the value, for the error message.
+      value: what the user passed.
+      least, most: the smallest and the largest value that are allowed; None sets no limit.
+    """
     if isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= least:
-        return int(value)
-    raise ValueError(f"{name} must be an integer of at least {least}, got {_kind(value)}.")
+        if most is None or int(value) <= most:
+            return int(value)
+    limit = f"of at least {least}" if most is None else f"from {least} to {most}"
+    raise ValueError(f"{name} must be an integer {limit}, got {_kind(value)}.")
 
 
 def require_pattern(name: str, value: Any) -> re.Pattern[str]:

@@ -219,8 +219,8 @@ def labels_for(
       ValueError: an argument is not of integers, or a mask has another shape than `input_ids`.
     """
     _check_integers("input_ids", input_ids)
-    require_integer("image_token_id", image_token_id, 0)
-    require_integer("ignore_index", ignore_index, -(2**31))
+    require_integer("image_token_id", image_token_id, 0, 2**31 - 1)
+    require_integer("ignore_index", ignore_index, -(2**31), 2**31 - 1)
     masks = {"attention_mask": attention_mask, "assistant_mask": assistant_mask}
     for name, mask in masks.items():
         if mask is None:
