@@ -8,18 +8,53 @@ are SmolVLM-256M's.
 """
 
 import dataclasses
-from typing import Any
+import numbers
+import reprlib
+import sys
+from typing import Any, NoReturn
 
-from multipatch_jax.arguments import require_choices, require_positive
+from multipatch_jax.arguments import require_choices
 from multipatch_jax.resamplers import FILTERS, RESAMPLERS
 
 DTYPES = ("float32", "bfloat16", "float16")
 BOOL = (True, False)
+LARGEST = 2**31 - 1  # JAX's integers have 32 bits
 
 
-def _require_positive(config: Any, *names: str) -> None:
+def _is_number(value: Any, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)  # for Python, True is a 1
+
+
+def _refuse(config: Any, name: str, expected: str) -> NoReturn:
+    value = reprlib.repr(getattr(config, name))
+    raise ValueError(f"{type(config).__name__}.{name} must be {expected}, got {value}.")
+
+
+def _require_int(config: Any, *names: str, least: int = 1) -> None:
+    """Check integers from `least` to `LARGEST`, and store them as plain ones."""
     for name in names:
-        require_positive(f"{type(config).__name__}.{name}", getattr(config, name))
+        value: Any = getattr(config, name)
+        if not _is_number(value, numbers.Integral) or value < least:
+            _refuse(config, name, "a positive integer" if least == 1 else f"an integer of at least {least}")
+        if value > LARGEST:
+            _refuse(config, name, f"at most {LARGEST}")
+        object.__setattr__(config, name, int(value))  # the dataclasses are frozen
+
+
+def _require_float(config: Any, *names: str) -> None:
+    """Check positive, finite numbers, and store them as plain ones."""
+    for name in names:
+        value: Any = getattr(config, name)
+        if not _is_number(value, numbers.Real) or not 0 < value <= sys.float_info.max:
+            _refuse(config, name, "a positive, finite number")
+        object.__setattr__(config, name, float(value))
+
+
+def _require(config: Any, kind: type, *names: str) -> None:
+    """Check booleans, texts, and configs of parts."""
+    for name in names:
+        if not isinstance(getattr(config, name), kind):
+            _refuse(config, name, {bool: "True or False", str: "a text"}.get(kind, f"a {kind.__name__}"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,13 +76,19 @@ class VisionConfig:
     layer_norm_eps: float = 1e-6
 
     def __post_init__(self):
-        _require_positive(self, "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-        _require_positive(self, "image_size", "patch_size")
+        _require_int(self, "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+        _require_int(self, "num_channels", "image_size", "patch_size")
+        _require_float(self, "layer_norm_eps")
+        _require(self, str, "hidden_act")
         require_choices(self, num_channels=(3,), hidden_act=("gelu_pytorch_tanh",))
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"VisionConfig.hidden_size must be a multiple of num_attention_heads, "
                 f"got {self.hidden_size} and {self.num_attention_heads}."
+            )
+        if self.image_size < self.patch_size:
+            raise ValueError(
+                f"VisionConfig.image_size must be at least patch_size, got {self.image_size} and {self.patch_size}."
             )
 
     @property
@@ -75,7 +116,8 @@ class ConnectorConfig:
     kind: str = "idefics3"
 
     def __post_init__(self):
-        _require_positive(self, "scale_factor", "text_hidden_size")
+        _require_int(self, "scale_factor", "text_hidden_size")
+        _require(self, str, "kind")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,11 +160,12 @@ class TilingConfig:
     max_tiles: int | None = None
 
     def __post_init__(self):
-        _require_positive(self, "longest_edge", "tile_size", "tokens_per_tile")
-        require_choices(self, **dict.fromkeys(("do_resize", "do_image_splitting", "global_tile", "upscale"), BOOL))
+        _require_int(self, "longest_edge", "tile_size", "tokens_per_tile")
+        _require(self, bool, "do_resize", "do_image_splitting", "global_tile", "upscale")
+        _require(self, str, "resampler", "filter")
         require_choices(self, resampler=tuple(RESAMPLERS), filter=tuple(FILTERS))
         if self.max_tiles is not None:
-            _require_positive(self, "max_tiles")
+            _require_int(self, "max_tiles")
             if not self.do_resize:
                 raise ValueError("TilingConfig.max_tiles works by lowering longest_edge, so it needs do_resize=True.")
 
@@ -149,8 +192,20 @@ class TextConfig:
     tie_word_embeddings: bool = False
 
     def __post_init__(self):
-        _require_positive(self, "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-        _require_positive(self, "num_key_value_heads", "head_dim", "vocab_size")
+        _require_int(self, "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+        _require_int(self, "num_key_value_heads", "head_dim", "vocab_size", "max_position_embeddings")
+        _require_float(self, "rms_norm_eps", "rope_theta")
+        _require(self, bool, "tie_word_embeddings")
+        if self.pad_token_id is not None:
+            _require_int(self, "pad_token_id", least=0)
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"TextConfig.num_attention_heads must be a multiple of num_key_value_heads, "
+                f"got {self.num_attention_heads} and {self.num_key_value_heads}."
+            )
+
+
+PARTS = {"vision": VisionConfig, "connector": ConnectorConfig, "tiling": TilingConfig, "text": TextConfig}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,9 +229,14 @@ class ModelConfig:
     embedding_size: int | None = None
 
     def __post_init__(self):
+        for name, kind in PARTS.items():
+            if name != "text" or self.text is not None:
+                _require(self, kind, name)
+        _require_int(self, "image_token_id", least=0)
+        _require(self, str, "model_type")
         require_choices(self, model_type=("idefics3", "smolvlm"))
         if self.embedding_size is not None:
-            _require_positive(self, "embedding_size")
+            _require_int(self, "embedding_size")
         grid, scale = self.tiling.tile_size // self.vision.patch_size, self.connector.scale_factor
         if grid == 0 or grid % scale:
             raise ValueError(
@@ -203,12 +263,13 @@ def config_from_dict(raw: dict[str, Any]) -> ModelConfig:
     Raises:
       ValueError: a field is unknown, missing or has a value that is not allowed.
     """
-    parts = {"vision": VisionConfig, "connector": ConnectorConfig, "tiling": TilingConfig, "text": TextConfig}
     # Earlier versions saved with a model how it was computed; `nn.Compute` has that now, and no file.
     not_saved = ("dtype", "attention", "precision", "remat")
+    if not isinstance(raw, dict):
+        raise ValueError(f"Not a config that this version wrote: expected an object, got {reprlib.repr(raw)}.")
     fields: dict[str, Any] = {name: value for name, value in raw.items() if name not in not_saved}
     try:
-        fields |= {key: cls(**fields[key]) for key, cls in parts.items() if fields.get(key) is not None}
+        fields |= {key: cls(**fields[key]) for key, cls in PARTS.items() if fields.get(key) is not None}
         return ModelConfig(**fields)
     except TypeError as error:
         raise ValueError(f"Not a config that this version wrote: {error}.") from None

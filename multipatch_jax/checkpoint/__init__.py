@@ -4,8 +4,8 @@ Loading is strict: an unknown config key, or a tensor that is missing, unexpecte
 then nothing is loaded.
 """
 
+from multipatch_jax.checkpoint.error import CheckpointError
 from multipatch_jax.checkpoint.hf_config import config_from_hf, config_to_hf, read_hf_config
-from multipatch_jax.checkpoint.hf_folder import CheckpointError
 from multipatch_jax.checkpoint.hub import fetch, fetch_if_there
 from multipatch_jax.checkpoint.pretrained import (
     export_hf,
@@ -13,8 +13,9 @@ from multipatch_jax.checkpoint.pretrained import (
     from_pretrained,
     read_config,
     save_pretrained,
-    saved_parts,
 )
+from multipatch_jax.checkpoint.saved_folder import saved_parts
+from multipatch_jax.checkpoint.whole import own_subtrees
 
 __all__ = [
     "CheckpointError",
@@ -25,6 +26,7 @@ __all__ = [
     "fetch_if_there",
     "find_folder",
     "from_pretrained",
+    "own_subtrees",
     "read_config",
     "read_hf_config",
     "save_pretrained",

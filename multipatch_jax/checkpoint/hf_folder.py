@@ -1,50 +1,29 @@
-"""Read and write the weights of a folder in Hugging Face's layout: one safetensors file, or shards with an index.
+"""Read the weights of a folder in Hugging Face's layout: one safetensors file, or shards with an index.
 
 Reading is strict: everything that is missing, unexpected, or of another shape or dtype is listed in one error before
 any tensor is read.
 """
 
-import json
-import shutil
-import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import ml_dtypes
 import numpy as np
 from tqdm import tqdm
 
-from multipatch_jax.checkpoint.hf_config import config_to_hf
+from multipatch_jax.checkpoint.error import CheckpointError
+from multipatch_jax.checkpoint.finite import check_numbers
+from multipatch_jax.checkpoint.hf_keys import short
 from multipatch_jax.checkpoint.hf_names import locate
+from multipatch_jax.checkpoint.safetensors_file import DTYPES, Stored, read_header
 from multipatch_jax.config import ModelConfig
-from multipatch_jax.files import read_json, write_json
-from multipatch_jax.params import Tensor, check_parts, from_params, mismatch_report, tensors, to_params, unflatten
+from multipatch_jax.files import read_json
+from multipatch_jax.params import PARTS, Tensor, check_parts, count_tensors, mismatch_report, tensors, to_params
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16)}
-
-
-class CheckpointError(ValueError):
-    """A checkpoint is damaged or incomplete, or does not fit the config or training run; nothing of it was loaded."""
-
-
-class _Stored(NamedTuple):
-    """Where one tensor lies: its file, safetensors dtype ("F32"), shape, and offset in bytes from the file's start."""
-
-    file: Path
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-
-    def read(self) -> np.ndarray:
-        """Return the tensor as a read-only memory map of its own.
-
-        The map's pages are released with the array, so reading tensor after tensor does not fill the memory.
-        """
-        if 0 in self.shape:  # an empty range cannot be mapped
-            return np.empty(self.shape, DTYPES[self.dtype])
-        return np.memmap(self.file, DTYPES[self.dtype], "r", self.offset, self.shape)
+EMBEDDINGS, HEAD = "model.text_model.embed_tokens.weight", "lm_head.weight"
+MOST_LINES = 40
+FEW = 10_000  # tensors, so few that they may be listed whatever the files hold; the largest model has about 1,000
 
 
 def _index(folder: Path) -> dict[str, Path] | None:
@@ -62,7 +41,7 @@ def _index(folder: Path) -> dict[str, Path] | None:
         for file in set(map(str, weight_map.values())):
             if Path(file).name != file or not file.endswith(".safetensors"):
                 raise CheckpointError(
-                    f"{folder / INDEX} points to {file!r}, which is no safetensors file in its folder."
+                    f"{folder / INDEX} points to {short(file)}, which is no safetensors file in its folder."
                 )
         return {name: folder / file for name, file in weight_map.items()}
     if (folder / WEIGHTS).is_file():
@@ -70,52 +49,49 @@ def _index(folder: Path) -> dict[str, Path] | None:
     pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
     if pickles:
         raise CheckpointError(
-            f"{folder} holds only pickled weights ({', '.join(pickles)}), which can run any code when they are opened; "
-            f"save them as safetensors first."
+            f"{folder} holds only pickled weights ({', '.join(pickles[:5])}), which can run any code when they are "
+            f"opened; save them as safetensors first."
         )
     raise FileNotFoundError(f"{folder} has no weights: expected {WEIGHTS} or {INDEX}.")
 
 
-def _wanted(config: ModelConfig, parts: Iterable[str]) -> dict[str, Tensor]:
-    parts = check_parts(config, parts)
+def _wanted(folder: Path, config: ModelConfig, parts: Iterable[str], names: Collection[str]) -> dict[str, Tensor]:
+    """Return the tensors of `parts` by today's names.
+
+    Args:
+      names: of the stored tensors. A config that asks for many more is refused before they are listed: a few bytes of
+        JSON can say num_hidden_layers=10000000.
+    """
+    parts, number = check_parts(config, parts), count_tensors(config, PARTS)
+    if number > max(len(names), FEW):
+        raise CheckpointError(f"{folder} holds {len(names)} tensors, but its config asks for {number}.")
     return {name: tensor for name, tensor in tensors(config).items() if tensor.part in parts}
+
+
+def _is_tied(config: ModelConfig) -> bool:
+    return config.text is not None and config.text.tie_word_embeddings and config.embedding_size is None
+
+
+def _places(config: ModelConfig, names: Iterable[str]) -> dict[str, list[str]]:
+    """Return {today's name: stored names} as `locate` does, for a model with this language model or none.
+
+    Of a language model whose head is tied to the embeddings, a file may hold both, the embeddings, or only the head.
+    """
+    places = locate(names)
+    if config.text is None:  # only the tower and connector are wanted (SmolVLA)
+        places = {k: v for k, v in places.items() if not k.startswith(("model.text_model.", "lm_head."))}
+    if _is_tied(config) and HEAD in places and EMBEDDINGS not in places:
+        places[EMBEDDINGS] = places.pop(HEAD)
+    return places
 
 
 def needed_shards(folder: Path, config: ModelConfig, parts: Iterable[str]) -> list[Path]:
     """Return the shards that hold a tensor of `parts`, according to the index; none if the folder has no index."""
     index = _index(folder) or {}
-    places, wanted = locate(index), _wanted(config, parts)
-    return sorted({index[stored] for name in places.keys() & wanted.keys() for stored in places[name]})
-
-
-def _header(file: Path) -> dict[str, _Stored]:
-    """Return {stored name: place} for every tensor of a safetensors file, from its header alone.
-
-    The safetensors library opens the file first, and checks that header and file size agree.
-
-    Raises:
-      CheckpointError: the file is missing, truncated or damaged, or names a tensor twice.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(dict(pairs)) < len(pairs):
-            raise CheckpointError(f"{file} names a tensor twice.")
-        return dict(pairs)
-
-    try:
-        with safe_open(file, framework="numpy"):
-            pass
-        with file.open("rb") as stream:
-            size = int.from_bytes(stream.read(8), "little")
-            entries = json.loads(stream.read(size), object_pairs_hook=unique)
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{file} is not a whole safetensors file: {error}.") from error
-    entries.pop("__metadata__", None)
-    return {
-        name: _Stored(file, entry["dtype"], tuple(entry["shape"]), 8 + size + entry["data_offsets"][0])
-        for name, entry in entries.items()
-    }
+    places, wanted = _places(config, index), set(_wanted(folder, config, parts, index))
+    if "text" in check_parts(config, parts):
+        wanted.add(HEAD)  # a tied head is compared with the embeddings
+    return sorted({index[stored] for name in places.keys() & wanted for stored in places[name]})
 
 
 def load(
@@ -124,7 +100,7 @@ def load(
     """Return an iterator over (path, array) of each parameter in `parts`.
 
     All names, shapes and dtypes are checked by this call, before the iterator reads the first tensor. The iterator
-    warns of each tensor that holds NaN.
+    warns of each tensor that holds NaN or Inf.
 
     Args:
       parts: some of `mp.params.PARTS`.
@@ -133,32 +109,49 @@ def load(
 
     Raises:
       FileNotFoundError: the folder has no weights.
-      CheckpointError: a file is damaged, or the files do not hold what `config` asks for.
+      CheckpointError: a file is damaged, the files do not hold what `config` asks for, or (by the iterator) a tensor
+        holds a number that is infinite in `dtype`.
       ValueError: `parts` are unknown, or the index is not valid JSON.
     """
-    wanted, index = _wanted(config, parts), _index(folder)
+    index, parts = _index(folder), check_parts(config, parts)
     files = [folder / WEIGHTS] if index is None else needed_shards(folder, config, parts)
-    stored = {name: tensor for file in files for name, tensor in _header(file).items()}
-    places = locate(index or stored)
-    if config.text is None:  # only the tower and connector are wanted (SmolVLA)
-        places = {k: v for k, v in places.items() if not k.startswith(("model.text_model.", "lm_head."))}
+    stored = {name: tensor for file in files for name, tensor in read_header(file).items()}
+    wanted, places = _wanted(folder, config, parts, index or stored), _places(config, index or stored)
+    head = [stored[n] for n in places.pop(HEAD, []) if n in stored] if _is_tied(config) else []
     pieces = {name: [stored[n] for n in places[name] if n in stored] for name in wanted if name in places}
     _check(folder, config, wanted, places, pieces, dtype)
+    if head and "text" in parts and not _equal(head, pieces[EMBEDDINGS]):
+        raise CheckpointError(
+            f"{folder}: config.json ties {HEAD} to {EMBEDDINGS}, but the weights hold both and they differ. If the "
+            f"head is meant, set tie_word_embeddings to false in config.json."
+        )
     bar = tqdm(desc="loading", unit=" tensors", total=len(wanted), disable=not progress)
 
     def read(name: str) -> np.ndarray:
         bar.update()
         arrays = [piece.read() for piece in pieces[name]]
-        value = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-        if np.isnan(value).any():
-            warnings.warn(f"{pieces[name][0].file}: {places[name][0]} holds NaN.", stacklevel=2)
-        return value
+        for piece, array in zip(pieces[name], arrays, strict=True):
+            check_numbers(f"{piece.file}: {piece.name}", array, dtype)
+        if len(arrays) == 1:
+            return arrays[0]
+        return np.concatenate([array if dtype is None else array.astype(dtype) for array in arrays])
 
     def arrays() -> Iterator[tuple[str, np.ndarray]]:
         with bar:
-            yield from to_params(config, check_parts(config, parts), read, dtype)
+            yield from to_params(config, parts, read, dtype)
 
     return arrays()
+
+
+def _equal(first: list[Stored], second: list[Stored]) -> bool:
+    """Return whether two tensors, each stored in pieces of rows, hold the same numbers."""
+    if {piece.dtype for piece in (*first, *second)} - DTYPES.keys():
+        return False
+    a, b = (np.concatenate([p.read() for p in t]) if len(t) > 1 else t[0].read() for t in (first, second))
+    if a.shape != b.shape:
+        return False
+    parts = (slice(start, start + 1024) for start in range(0, len(a), 1024))
+    return all(np.array_equal(a[rows].astype(np.float32), b[rows].astype(np.float32), equal_nan=True) for rows in parts)
 
 
 def _check(
@@ -166,7 +159,7 @@ def _check(
     config: ModelConfig,
     wanted: dict[str, Tensor],
     places: dict[str, list[str]],
-    pieces: dict[str, list[_Stored]],
+    pieces: dict[str, list[Stored]],
     dtype: Any,
 ) -> None:
     """Raise one CheckpointError that lists everything wrong with the files.
@@ -186,8 +179,10 @@ def _check(
             del found[name]  # the index lists it, its file lacks it
         elif len(shapes) == 1:
             found[name] = shapes[0]
-        else:
+        elif len({shape[1:] for shape in shapes}) == 1 and all(shapes):
             found[name] = (sum(shape[0] for shape in shapes), *shapes[0][1:])
+        else:
+            report.append(f" ~ {name}: stored in pieces that do not fit together, {', '.join(map(str, shapes))}")
         kinds = {part.dtype for part in parts}
         dtypes.setdefault(wanted[name].path, set()).update(kinds)
         if kinds - DTYPES.keys():
@@ -198,6 +193,8 @@ def _check(
             for path, kinds in dtypes.items()
             if len(kinds) > 1
         ]
+    if len(report) > MOST_LINES:
+        report[MOST_LINES:] = [f" ... and {len(report) - MOST_LINES} more"]
     shapes = mismatch_report({name: t.shape for name, t in wanted.items()}, found, tensors(config))
     text = "\n".join(line for line in (shapes, *report) if line)
     if text:
@@ -205,30 +202,3 @@ def _check(
             f"{folder} does not hold what its config asks for "
             f"(- missing, + unexpected, ~ other shape or dtype):\n{text}"
         )
-
-
-def write(folder: Path, config: ModelConfig, params: dict[str, Any], base: Path | None = None) -> None:
-    """Write config.json, preprocessor_config.json and model.safetensors into an empty folder.
-
-    Args:
-      base: a Hugging Face folder of the same model. Tensors that `params` lack are taken from it, and its files other
-        than safetensors and their index are copied: tokenizer, generation settings, and also its config.json and
-        preprocessor_config.json, which are then not written from `config`.
-    """
-    from safetensors.numpy import save_file
-
-    arrays = dict(from_params(config, params))
-    if base is not None:
-        absent = {name: tensor for name, tensor in tensors(config).items() if name not in arrays}
-        parts = {tensor.part for tensor in absent.values()}
-        if parts:
-            flat = load(base, config, parts)
-            rest = dict(from_params(config, unflatten(dict(flat))))
-            arrays |= {name: rest[name] for name in absent}
-        for file in base.iterdir():
-            if file.is_file() and file.suffix != ".safetensors" and file.name != INDEX:
-                shutil.copyfile(file, folder / file.name)
-    save_file(arrays, folder / WEIGHTS, metadata={"format": "pt"})
-    for name, content in zip(("config.json", "preprocessor_config.json"), config_to_hf(config), strict=True):
-        if not (folder / name).exists():
-            write_json(folder / name, content)

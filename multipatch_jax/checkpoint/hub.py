@@ -6,6 +6,7 @@
 import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import Any
 
 from multipatch_jax.checkpoint import hf_folder
 from multipatch_jax.checkpoint.hf_config import read_hf_config
@@ -33,13 +34,26 @@ def fetch(
     Raises:
       FileNotFoundError: `repo_id` is not of the form owner/name, the repository, revision or file does not exist, or
         the hub cannot be reached and the cache lacks the file.
+      ValueError: `repo_id` is no string.
     """
+    if not isinstance(repo_id, str):
+        raise ValueError(f"repo_id must be a hub id such as owner/name, got {type(repo_id).__name__}.")
+    if Path(repo_id).is_file():
+        raise FileNotFoundError(f"{repo_id} is a file: pass its folder.")
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repo_id):
         raise FileNotFoundError(f"There is no folder {repo_id}, and it is not a hub id such as owner/name.")
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
+        if not local_files_only and not isinstance(try_to_load_from_cache(repo_id, file, cache_dir, revision), str):
+            # One request first: without a network, the download below would try again for half a minute.
+            try:
+                get_hf_file_metadata(hf_hub_url(repo_id, file, revision=revision), token=token)
+            except HfHubHTTPError:
+                pass  # the hub has answered; the download reports this error, or tries again
+            except Exception as error:  # of the HTTP library, which is not the same in all versions of the client
+                raise LocalEntryNotFoundError(f"the hub cannot be reached: {error}") from error
         return Path(
             hf_hub_download(
                 repo_id,
@@ -50,12 +64,27 @@ def fetch(
                 local_files_only=local_files_only,
             )
         )
-    except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = str(error).strip().split("\n")[0]
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        reason = lines[1 if "Client Error" in lines[0] and lines[1:] else 0].rstrip(
+            "."
+        )  # the first has only the number
+        commits = _cached_commits(repo_id, cache_dir)
+        hint = f" The cache has {', '.join(commits[:5])}: pass one as revision=." if commits and not revision else ""
         raise FileNotFoundError(
-            f"There is no folder {repo_id}, and the hub did not give its {file} ({reason}). "
-            f"Check the name and the connection, or pass the path of a downloaded folder."
+            f"There is no folder {repo_id}, and the hub did not give its {file}"
+            f"{f' of {revision}' if revision else ''} ({reason}). "
+            f"Check the name, the connection and, of a private or gated repository, the token, or pass the path of a "
+            f"downloaded folder.{hint}"
         ) from error
+
+
+def _cached_commits(repo_id: str, cache_dir: str | Path | None) -> list[str]:
+    """Return the commits of a repository that the cache holds files of."""
+    from huggingface_hub.constants import HF_HUB_CACHE, REPO_ID_SEPARATOR
+
+    name = REPO_ID_SEPARATOR.join(["models", *repo_id.split("/")])
+    return sorted(path.name for path in (Path(cache_dir or HF_HUB_CACHE) / name / "snapshots").glob("*"))
 
 
 def fetch_if_there(
@@ -109,13 +138,13 @@ def download(
       FileNotFoundError: as in `fetch`.
       ValueError: the config or the index, which decide which shards are needed, cannot be read.
     """
-    options = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+    options: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
     folder = fetch(repo_id, "config.json", revision=revision, **options).parent
     options["revision"] = folder.name  # the cache names a snapshot's folder after its commit
     if not fetch_if_there(repo_id, "preprocessor_config.json", **options):
         fetch_if_there(repo_id, "processor_config.json", **options)
-    if (folder / WEIGHTS).is_file():
-        return folder  # without asking the hub for an index
+    if (folder / WEIGHTS).is_file() and not (folder / INDEX).is_file():
+        return folder  # a request for the index would fail without a network
     if fetch_if_there(repo_id, INDEX, **options):
         for shard in hf_folder.needed_shards(folder, read_hf_config(folder, ignore_keys), parts):
             fetch(repo_id, shard.name, **options)

@@ -17,7 +17,16 @@ from multipatch_jax.params.sharding import (
     shardings,
 )
 from multipatch_jax.params.subset import kernel_mask, merge_params, split_params
-from multipatch_jax.params.table import PARTS, Tensor, check_parts, from_params, param_shapes, tensors, to_params
+from multipatch_jax.params.table import (
+    PARTS,
+    Tensor,
+    check_parts,
+    count_tensors,
+    from_params,
+    param_shapes,
+    tensors,
+    to_params,
+)
 from multipatch_jax.params.tree import Params, count_parameters, flatten, unflatten
 
 __all__ = [
@@ -34,6 +43,7 @@ __all__ = [
     "check_params",
     "check_parts",
     "count_parameters",
+    "count_tensors",
     "flatten",
     "from_params",
     "gather_fsdp",

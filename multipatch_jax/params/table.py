@@ -9,7 +9,7 @@ both checkpoint files and params.
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -95,7 +95,7 @@ class Tensor:
       part: the part of the model that it belongs to, one of `PARTS`.
       path: the path of its parameter, such as "vision_model/post_layernorm/scale".
       layer: its index in the parameter's stack of layers, or None where the parameter is not stacked.
-      num_layers: how many layers its part has, which is the size of that stack.
+      num_layers: the size of that stack, which is how many layers its part has; 0 where it is not stacked.
       axes: the permutation of axes; `tensor.transpose(axes)` is the parameter, or one layer of it.
     """
 
@@ -114,6 +114,19 @@ class Tensor:
         return shape if self.layer is None else (self.num_layers, *shape)
 
 
+def _require_model(config: Any) -> None:
+    if not isinstance(config, ModelConfig):
+        raise ValueError(f"config must be a ModelConfig, got {type(config).__name__}.")
+
+
+def _check_names(parts: Any) -> set[str]:
+    """Return one name or several of `PARTS` as a set."""
+    names = (parts,) if isinstance(parts, str) or not isinstance(parts, Iterable) else tuple(parts)
+    if not names or any(name not in PARTS for name in names):
+        raise ValueError(f"parts must name some of {PARTS}, got {repr(parts)[:200]}.")
+    return set(names)
+
+
 def check_parts(config: ModelConfig, parts: Iterable[str]) -> tuple[str, ...]:
     """Return `parts` in the order of `PARTS`, with "embeddings" added where "text" is among them.
 
@@ -123,24 +136,30 @@ def check_parts(config: ModelConfig, parts: Iterable[str]) -> tuple[str, ...]:
     Raises:
       ValueError: no names, an unknown name, or a part of the language model where `config.text` is None.
     """
-    asked = {parts} if isinstance(parts, str) else set(parts)
-    if not asked or asked - set(PARTS):
-        raise ValueError(f"parts must name some of {PARTS}, got {parts!r}.")
+    _require_model(config)
+    asked = _check_names(parts)
     if asked & {"embeddings", "text"} and config.text is None:
         raise ValueError("The language model's parts were asked for, but this config has text=None.")
     return tuple(part for part in PARTS if part in asked or (part == "embeddings" and "text" in asked))
 
 
-@functools.lru_cache
-def tensors(config: ModelConfig) -> Mapping[str, Tensor]:
-    """Return every tensor of a checkpoint of this config, by its Hugging Face name.
+class _Row(NamedTuple):
+    """The tensors of one parameter: one, or one for each layer (`num_layers` is not None, and `name` has "{i}")."""
 
-    The language model is left out where `config.text` is None, and `lm_head` where it is tied to the embeddings. A
-    retriever (`config.embedding_size` is set) has `linear` in place of `lm_head`.
-    """
+    name: str
+    shape: tuple[int, ...]
+    part: str
+    path: str
+    num_layers: int | None
+    axes: tuple[int, ...]
+
+
+@functools.lru_cache
+def _model_rows(config: ModelConfig) -> tuple[_Row, ...]:
+    """Return the rows of the table that a model has, with its sizes."""
     dims, text = _dims(config), config.text
     depths = {"vision": config.vision.num_hidden_layers, "text": text.num_hidden_layers if text else 0}
-    found: dict[str, Tensor] = {}
+    found = []
     for part, module, kinds in _rows(config):
         if part in ("embeddings", "text") and text is None:
             continue
@@ -148,23 +167,64 @@ def tensors(config: ModelConfig) -> Mapping[str, Tensor]:
             continue
         if module == "lm_head" and (config.embedding_size is not None or (text and text.tie_word_embeddings)):
             continue
-        num_layers = depths.get(part, 0)
         prefix = "" if module in ("lm_head", "linear") else "model."
         for (suffix, leaf, axes), letters in kinds.items():
             shape = tuple(dims[letter] for letter in letters.split())
             path = "/".join([*module.replace(".{i}", "").split("."), leaf])
-            for layer in range(num_layers) if "{i}" in module else (None,):
-                name = f"{prefix}{module.format(i=layer)}.{suffix}"
-                if name in found:
-                    raise AssertionError(f"Two rules match {name}.")
-                found[name] = Tensor(name, shape, part, path, layer, num_layers, axes)
-    return found
+            depth = depths[part] if "{i}" in module else None
+            found.append(_Row(f"{prefix}{module}.{suffix}", shape, part, path, depth, axes))
+    return tuple(found)
+
+
+def count_tensors(config: ModelConfig, parts: Iterable[str]) -> int:
+    """Return how many tensors a checkpoint of this config has in `parts`, without listing them."""
+    _require_model(config)
+    return sum(row.num_layers or 1 for row in _model_rows(config) if row.part in parts)
+
+
+def _tensors_of(row: _Row) -> Iterable[Tensor]:
+    for layer in (None,) if row.num_layers is None else range(row.num_layers):
+        name = row.name.format(i=layer)
+        yield Tensor(name, row.shape, row.part, row.path, layer, row.num_layers or 0, row.axes)
 
 
 @functools.lru_cache
-def param_shapes(config: ModelConfig, parts: tuple[str, ...] = ("vision", "connector")) -> Mapping[str, tuple]:
-    """Return path -> shape of every parameter in `parts`."""
-    return {t.path: t.param_shape for t in tensors(config).values() if t.part in parts}
+def _by_name(config: ModelConfig) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for row in _model_rows(config):
+        for tensor in _tensors_of(row):
+            if tensor.name in found:
+                raise AssertionError(f"Two rules match {tensor.name}.")
+            found[tensor.name] = tensor
+    return found
+
+
+def tensors(config: ModelConfig) -> Mapping[str, Tensor]:
+    """Return every tensor of a checkpoint of this config, by its Hugging Face name.
+
+    The language model is left out where `config.text` is None, and `lm_head` where it is tied to the embeddings. A
+    retriever (`config.embedding_size` is set) has `linear` in place of `lm_head`.
+
+    Raises:
+      ValueError: `config` is no `ModelConfig`.
+    """
+    _require_model(config)
+    return _by_name(config)
+
+
+def param_shapes(config: ModelConfig, parts: Iterable[str] = ("vision", "connector")) -> Mapping[str, tuple]:
+    """Return path -> shape of every parameter in `parts`; a language model is left out where `config.text` is None.
+
+    Raises:
+      ValueError: `config` is no `ModelConfig`, or `parts` are no names of `PARTS`.
+    """
+    _require_model(config)
+    names, shapes = _check_names(parts), {}
+    for row in _model_rows(config):
+        if row.part in names:
+            shape = tuple(row.shape[axis] for axis in row.axes)
+            shapes[row.path] = shape if row.num_layers is None else (row.num_layers, *shape)
+    return shapes
 
 
 def to_params(
@@ -196,7 +256,7 @@ def to_params(
 def from_params(config: ModelConfig, params: Mapping[str, Any]) -> Iterable[tuple[str, np.ndarray]]:
     """Yield (Hugging Face name, array) for each tensor whose parameter `params` have: the inverse of `to_params`."""
     flat = flatten(params)
-    for tensor in tensors(config).values():
-        if tensor.path in flat:
+    for row in _model_rows(config):
+        for tensor in _tensors_of(row) if row.path in flat else ():
             value = np.asarray(flat[tensor.path] if tensor.layer is None else flat[tensor.path][tensor.layer])
             yield tensor.name, np.ascontiguousarray(value.transpose(np.argsort(tensor.axes)))

@@ -6,63 +6,50 @@ import json
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 import multipatch_jax as mp
-from tests.helpers.checkpoints import ALL, assert_same_params
+from tests.helpers.checkpoints import ALL, assert_same_params, change_tensors
+from tests.helpers.layouts import LAYOUTS, Layout, write_layout
 
 
-def relaid(tiny, folder, rename, **config):
-    """The tiny checkpoint with its tensors renamed, and keys of its config.json replaced."""
-    folder.mkdir()
-    tensors = load_file(tiny.folder / "model.safetensors")
-    for file in tiny.folder.glob("*.json"):
-        (folder / file.name).write_bytes(file.read_bytes())
-    if config:
-        (folder / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | config))
-    save_file(rename(tensors), folder / "model.safetensors")
-    return folder
-
-
-def assert_params_of(tiny, params, parts=("vision", "connector")):
-    _, expected = mp.from_pretrained(tiny.folder, parts=parts)
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_layout_loads_as_the_same_model(name, tiny, tmp_path):
+    layout = LAYOUTS[name]
+    folder = write_layout(tiny.folder, tmp_path / "relaid", layout)
+    _, params = mp.from_pretrained(folder, parts=layout.parts)
+    _, expected = mp.from_pretrained(tiny.folder, parts=layout.parts)
     assert_same_params(params, expected)
 
 
-def test_saved_without_its_head(tiny, tmp_path):
-    bare = relaid(
-        tiny, tmp_path / "bare", lambda t: {k.removeprefix("model."): v for k, v in t.items() if "lm" not in k}
-    )
-    assert_params_of(tiny, mp.from_pretrained(bare)[1])
+def test_pieces_that_do_not_fit_together_are_refused(tiny, tmp_path):
+    folder = write_layout(tiny.folder, tmp_path / "old", LAYOUTS["first training code"])
+    for piece in (np.zeros((50, 7), np.float32), np.zeros((), np.float32)):
+        change_tensors(folder, lambda t, piece=piece: t.update({"lm_head.additional_fc.weight": piece}))
+        with pytest.raises(mp.CheckpointError, match=r"lm_head\.weight: stored in pieces that do not fit toget"):
+            mp.from_pretrained(folder, parts=ALL)
 
 
-def test_the_first_training_codes_layout(tiny, tmp_path):
-    def rename(tensors):
-        old = {}
-        for name, value in tensors.items():
-            name = name.replace("model.connector.modality_projection", "model.modality_projection")
-            name = name.replace("model.text_model.", "model.")
-            old[name] = value
-        table, head = old.pop("model.embed_tokens.weight"), old.pop("lm_head.weight")
-        old |= {"model.embed_tokens.weight": table[:150], "lm_head.weight": head[:150]}
-        old |= {"model.embed_tokens.additional_embedding.weight": table[150:]}
-        old |= {"lm_head.additional_fc.weight": head[150:]}
-        old |= {"model.vision_model.head.probe": np.zeros((1, 1, 96), np.float32)}
-        return {name: np.ascontiguousarray(value) for name, value in old.items()}
-
-    old = relaid(tiny, tmp_path / "old", rename)
-    assert_params_of(tiny, mp.from_pretrained(old, parts=ALL)[1], ALL)
+def test_pieces_of_two_dtypes_are_joined_in_the_dtype_asked_for(tiny, tmp_path):
+    folder = write_layout(tiny.folder, tmp_path / "old", LAYOUTS["first training code"])
+    name = "lm_head.additional_fc.weight"
+    change_tensors(folder, lambda t: t.update({name: t[name].astype(np.float16)}))
+    change_tensors(folder, lambda t: t.update({"lm_head.weight": t["lm_head.weight"].astype(ml_dtypes.bfloat16)}))
+    _, params = mp.from_pretrained(folder, parts=ALL, dtype="float32")
+    assert params["lm_head"]["kernel"].dtype == np.float32
 
 
 def test_colidefics3(tiny, tmp_path):
     rng = np.random.default_rng(0)
     head = {"linear.weight": rng.normal(size=(128, 48)), "linear.bias": rng.normal(size=128)}
 
-    def rename(tensors):
+    def relay(tensors):
         del tensors["lm_head.weight"]
         return tensors | {name: value.astype(np.float32) for name, value in head.items()}
 
-    folder = relaid(tiny, tmp_path / "col", rename, architectures=["ColIdefics3"])
+    folder = write_layout(tiny.folder, tmp_path / "col", Layout("", relay))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": ["ColIdefics3"]}))
     config, params = mp.from_pretrained(folder, parts=ALL)
     assert config.embedding_size == 128
     hidden = rng.normal(size=(2, 7, 48)).astype(np.float32)
@@ -72,7 +59,7 @@ def test_colidefics3(tiny, tmp_path):
     expected = hidden @ head["linear.weight"].T + head["linear.bias"]
     expected = expected / np.linalg.norm(expected, axis=-1, keepdims=True) * mask[..., None]
     np.testing.assert_allclose(vectors, expected, rtol=1e-4, atol=1e-6)
-    assert_params_of(tiny, mp.from_pretrained(folder)[1])
+    assert_same_params(mp.from_pretrained(folder)[1], tiny.params)
 
 
 def test_the_tower_inside_smolvla(tmp_path):

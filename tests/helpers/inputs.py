@@ -1,13 +1,11 @@
 """Write docs/inputs.md from the lists that the tests go through: `python -m tests.helpers.inputs > docs/inputs.md`."""
 
-import inspect
 import sys
 from collections.abc import Iterable
-from types import ModuleType
 
 from multipatch_jax.checkpoint.hf_keys import IGNORED_EVERYWHERE, KEYS, REFUSED
-from tests.checkpoint import test_hf_names
 from tests.helpers.image_files import FILES
+from tests.helpers.layouts import LAYOUTS
 from tests.image.test_load_arrays import FLOATS
 from tests.image.test_load_files import SOURCES
 from tests.image.test_load_pil import MODES
@@ -40,9 +38,11 @@ A message is `{{"role": ..., "content": ...}}`. The content is a string or a lis
 * `{{"type": "text", "text": "..."}}`
 * `{{"type": "image"}}`, which takes the next of the call's `images`
 {ways}
-* `{{"type": "video", "video": list of frames, "plan": VideoPlan}}`, or `"fps": number` in place of the plan
+* `{{"type": "video", "video": list of frames, "plan": VideoPlan}}`, or `"fps": number` in place of the plan; the plan
+  may also be the reference's metadata, with `fps`, `frames_indices` and `duration`
 
-Links are not followed. A part that the chat template does not write is an error.
+A message may have other keys if the chat template names them. Links are not followed. A part that the chat template
+does not write is an error.
 
 ## Keys of a checkpoint's JSON files
 
@@ -59,9 +59,10 @@ Refused: {refused}.
 
 ## Layouts of a checkpoint
 
-Beside today's names, in one safetensors file or in shards with an index:
-
 {layouts}
+* a retriever (ColIdefics3), with `linear` in place of `lm_head`;
+* a tied model, whose file may hold the embeddings, `lm_head`, or both if they are equal;
+* a folder that `save_pretrained` wrote.
 """
 
 
@@ -80,15 +81,9 @@ def main() -> None:
         keys="\n".join(rows),
         ignored=_code(sorted(IGNORED_EVERYWHERE)),
         refused="; ".join(f"`{key}` ({reason})" for key, reason in REFUSED.items()),
-        layouts=_items(_tests(test_hf_names)),
+        layouts=_items(f"{name}: {one.what};" for name, one in LAYOUTS.items()),
     )
     sys.stdout.write(page)
-
-
-def _tests(module: ModuleType) -> list[str]:
-    """The names of a module's tests, as text."""
-    names = [name for name, value in vars(module).items() if name.startswith("test_") and inspect.isfunction(value)]
-    return [name.removeprefix("test_").replace("_", " ") for name in names]
 
 
 def _code(words: Iterable[str]) -> str:

@@ -100,5 +100,5 @@ def test_factors_that_are_there_already_are_not_overwritten(tiny):
 
 @pytest.mark.parametrize("rank", [0, 97])
 def test_a_rank_beyond_the_kernels_sides_is_refused(rank, tiny):
-    with pytest.raises(ValueError, match=f"rank must be 1 to 96 for .*q_proj/kernel .* got {rank}"):
+    with pytest.raises(ValueError, match=f"rank must be .* got {rank}"):
         mp.params.add_lora(jax.random.key(0), tiny.params, rank=rank)
