@@ -1,29 +1,36 @@
 """Export the encoder of tiles as `jax.export` programs, one for each platform, with the params beside them.
 
-The exported folder can be run without this package.
+The exported folder can be run without this package. It is a program: run only those of people that you trust.
 """
 
 import dataclasses
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Float, UInt8
 
 from multipatch_jax.arguments import check_array
 from multipatch_jax.config import ModelConfig
 from multipatch_jax.encode.execution import Execution, prepare_execution
+from multipatch_jax.encode.export_files import (
+    VERSION,
+    checked_file,
+    read_manifest,
+    read_params,
+    write_manifest,
+    write_params,
+)
 from multipatch_jax.encode.programs import trace_encode
-from multipatch_jax.files import new_folder, read_json, write_json
+from multipatch_jax.files import new_folder, require_path
 from multipatch_jax.nn import KERNELS, Compute
 from multipatch_jax.params import Params, flatten, unflatten
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-MANIFEST, PARAMS = "manifest.json", "params.npz"
 
 
 def export_encoder(
@@ -32,7 +39,7 @@ def export_encoder(
     params: Params,
     *,
     compute: Compute = Compute(),
-    platforms: Sequence[str] = PLATFORMS,
+    platforms: str | Iterable[str] = PLATFORMS,
     batch_size: int | None = None,
 ) -> dict[str, Any]:
     """Write a folder with a `jax.export` program of `encode_tiles` for each platform.
@@ -41,7 +48,7 @@ def export_encoder(
 
     | file | content |
     |---|---|
-    | `manifest.json` | config, dtype, versions, shapes of the params, and a description of each program |
+    | `manifest.json` | config, dtype, versions, shapes of the params, the programs' descriptions, files' SHA-256 |
     | `params.npz` | the params by path, bfloat16 as its 16 bits in uint16 |
     | `cpu.jax_export`, ... | one program for each platform |
 
@@ -57,37 +64,42 @@ def export_encoder(
       config: the model's.
       params: with "vision_model" and "connector".
       compute: how the programs compute. The "native" encoder is never exported.
-      platforms: some of "cpu", "cuda" and "tpu".
+      platforms: one or some of "cpu", "cuda" and "tpu".
       batch_size: most tiles in flight on a device; None chooses by platform (`encode.tiles_in_flight`).
 
     Returns:
       The content of `manifest.json`.
 
     Raises:
-      ValueError: `params` are not of this config, a platform is unknown, `batch_size` is not a positive integer, or
-        a setting of `compute` cannot be had on one of them: "native" code, or "cudnn" without the CUDA wheels.
+      ValueError: `params` are not arrays of this config, a platform is unknown, `batch_size` is not a positive integer,
+        or a setting of `compute` cannot be had on one of them: "native" code, or "cudnn" without the CUDA wheels.
       FileExistsError: `path` exists.
       ImportError: flatbuffers is not installed.
     """
-    unknown = sorted(set(platforms) - set(PLATFORMS))
-    if unknown or not platforms:
-        raise ValueError(f"platforms must be some of {', '.join(PLATFORMS)}, got {', '.join(unknown) or 'none'}.")
+    path, platforms = require_path("path", path), _check_platforms(platforms)
+    if not isinstance(config, ModelConfig) or not isinstance(compute, Compute):
+        raise ValueError(
+            f"config must be a ModelConfig, got {type(config).__name__}, and compute must be a Compute, got "
+            f"{type(compute).__name__}."
+        )
     _require_flatbuffers()
     settings = {
-        platform: prepare_execution(params, config, compute, batch_size, platform=platform)
-        for platform in dict.fromkeys(platforms)
+        platform: prepare_execution(params, config, compute, batch_size, platform=platform) for platform in platforms
     }
     params, first = next(iter(settings.values()))
     arrays = flatten(params)
+    for name, x in arrays.items():
+        if not isinstance(x, (np.ndarray, jax.Array)) or isinstance(x, Tracer):
+            raise ValueError(f"params must be arrays, got {name} of type {type(x).__name__}.")
     manifest: dict[str, Any] = {
-        "multipatch_jax_export": 1,
+        "multipatch_jax_export": VERSION,
         "config": dataclasses.asdict(config),
         "dtype": first.compute.dtype,
         "versions": {name: importlib.import_module(name).__version__ for name in ("multipatch_jax", "jax", "jaxlib")},
         "params": {name: {"shape": x.shape, "dtype": x.dtype.name} for name, x in arrays.items()},
         "platforms": {},
     }
-    with new_folder(Path(path)) as folder:
+    with new_folder(path) as folder:
         for platform, (_, execution) in settings.items():
             exported = _export(execution, arrays, platform)
             file = f"{platform}.jax_export"
@@ -99,9 +111,8 @@ def export_encoder(
                 "tiles": str(exported.in_avals[-1]),
                 "tokens": str(exported.out_avals[0]),
             }
-        stored: dict[str, Any] = {name: _bits(np.asarray(x)) for name, x in arrays.items()}
-        np.savez(folder / PARAMS, **stored)
-        write_json(folder / MANIFEST, manifest)
+        write_params(folder, {name: np.asarray(x) for name, x in arrays.items()})
+        write_manifest(folder, manifest)
     return manifest
 
 
@@ -109,6 +120,9 @@ def load_exported(
     path: str | Path, platform: str | None = None
 ) -> Callable[[UInt8[np.ndarray, "N M M 3"]], Float[jax.Array, "N T D"]]:
     """Load a folder that `export_encoder` wrote, as a function of tiles.
+
+    The folder holds a program. Its digests show damage, but anybody can write them: load only what comes from people
+    that you trust.
 
     Args:
       path: the folder.
@@ -119,23 +133,26 @@ def load_exported(
 
     Raises:
       FileNotFoundError: the folder does not exist, or holds no program for this platform.
+      ValueError: a file is missing, or was changed or damaged since it was exported.
       ImportError: flatbuffers is not installed.
     """
-    folder = Path(path)
-    if not (folder / MANIFEST).is_file():
-        raise FileNotFoundError(f"{folder} has no {MANIFEST}, so it is not a folder that export_encoder wrote.")
+    folder = require_path("path", path)
+    if platform is not None and platform not in PLATFORMS:
+        raise ValueError(f"platform must be one of {', '.join(PLATFORMS)} or None, got {platform!r:.50}.")
+    manifest = read_manifest(folder)
     _require_flatbuffers()
-    manifest = read_json(folder / MANIFEST)
     backend = jax.default_backend()
     platform = platform or {"gpu": "cuda"}.get(backend, backend)
     if platform not in manifest["platforms"]:
         found = ", ".join(manifest["platforms"])
         raise FileNotFoundError(f"{folder} holds programs for {found}, got platform {platform}; export one for it.")
     entry, tiling = manifest["platforms"][platform], manifest["config"]["tiling"]
-    program = jax.jit(jax.export.deserialize(bytearray((folder / entry["file"]).read_bytes())).call)
-    with np.load(folder / PARAMS) as stored:
-        dtypes = {name: jnp.dtype(x["dtype"]) for name, x in manifest["params"].items()}
-        params = {name: jax.device_put(stored[name].view(dtype)) for name, dtype in dtypes.items()}
+    file = checked_file(folder, entry["file"], manifest)
+    try:
+        program = jax.jit(jax.export.deserialize(bytearray(file.read_bytes())).call)
+    except Exception as error:  # whatever jax and flatbuffers raise
+        raise ValueError(f"{file} is not a program that this version of jax can read ({error!s:.200}).") from error
+    params = {name: jax.device_put(x) for name, x in read_params(folder, manifest).items()}
 
     def encode(tiles: UInt8[np.ndarray, "N M M 3"]) -> Float[jax.Array, "N T D"]:
         check_array("tiles", tiles, ("N", tiling["tile_size"], tiling["tile_size"], 3), np.uint8)
@@ -165,9 +182,16 @@ def _export(execution: Execution, arrays: dict[str, Any], platform: str) -> jax.
     return jax.export.export(jax.jit(encode), platforms=[platform], disabled_checks=allowed)(params, tiles)
 
 
-def _bits(x: np.ndarray) -> np.ndarray:
-    """Return bfloat16 as its bits in uint16, and all else as it is: NumPy's files have no bfloat16."""
-    return x.view(np.uint16) if x.dtype == jnp.bfloat16 else x
+def _check_platforms(platforms: str | Iterable[str]) -> list[str]:
+    """Return the names of platforms, each once."""
+    if isinstance(platforms, str) or not isinstance(platforms, Iterable):
+        platforms = [platforms]
+    found = list(platforms)
+    unknown = [platform for platform in found if platform not in PLATFORMS]
+    if unknown or not found:
+        names = f"{', '.join(map(str, unknown)) or 'none':.200}"
+        raise ValueError(f"platforms must be some of {', '.join(PLATFORMS)}, got {names}.")
+    return list(dict.fromkeys(found))
 
 
 def _require_flatbuffers() -> None:

@@ -4,7 +4,6 @@ import numbers
 from collections.abc import Iterable, Sequence
 from typing import Any, overload
 
-import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Shaped, UInt8
@@ -121,8 +120,8 @@ def _as_bool(mask: Any, shape: tuple[int, ...]) -> Any:
     A traced mask has no values to look at, so it must be of bools.
     """
     name = "pixel_attention_mask"
-    if not isinstance(mask, Tracer) and jnp.issubdtype(getattr(mask, "dtype", None), np.integer):
-        values = np.asarray(mask)
+    values = None if isinstance(mask, Tracer) or not hasattr(mask, "dtype") else np.asarray(mask)
+    if values is not None and np.issubdtype(values.dtype, np.integer):
         if values.size and not 0 <= values.min() <= values.max() <= 1:
             raise ValueError(f"{name} must be bools, or integers 0 and 1, got values {values.min()} to {values.max()}.")
         mask = values.astype(bool)

@@ -1,7 +1,8 @@
 """Save the checkpoints of a training run, and resume from them, with Orbax's `CheckpointManager`.
 
 Checkpoints are written by threads while training goes on. The newest few and the best one are kept. Each has a folder
-named by its step, which gets this name only when all of its content is on the disk:
+named by its step, which gets this name only when all of its content is on the disk, and loses it before any of that is
+deleted:
   params: the whole nested dict, which Orbax can restore without the rest.
   state: optimiser state, step, and the random key's data.
   run: JSON of the config and of the structure, shapes and dtypes of params and optimiser state; `restore` checks it.
@@ -18,9 +19,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from multipatch_jax.arguments import require_positive
 from multipatch_jax.checkpoint import CheckpointError
 from multipatch_jax.config import ModelConfig, config_from_dict
+from multipatch_jax.files import require_path
 from multipatch_jax.params import flatten, mismatch_report
+from multipatch_jax.train.run_folder import DELETED, clean_run, delete_moved
 from multipatch_jax.train.step import TrainState
 
 
@@ -47,13 +51,27 @@ class TrainCheckpoints:
           best_mode: "min" or "max".
 
         Raises:
-          ValueError: `best_mode` is neither.
+          ValueError: `best_mode` is neither, `keep_last` is not a positive integer, or another argument is of another
+            kind.
+          CheckpointError: the folder holds checkpoints that are not of a run, or metrics that cannot be read.
+          FileExistsError: `folder` is a file.
         """
         import orbax.checkpoint as ocp  # slow to import, and only needed here
         from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+        self.folder, self._config, self._best = require_path("folder", folder), config, best
+        keep_last = require_positive("keep_last", keep_last, "checkpoints")
         if best_mode not in ("min", "max"):
-            raise ValueError(f'best_mode must be "min" or "max", got {best_mode!r}.')
+            raise ValueError(f'best_mode must be "min" or "max", got {best_mode!r:.50}.')
+        if not isinstance(config, ModelConfig) or not isinstance(best, str):
+            raise ValueError(
+                f"config must be a ModelConfig and best the name of a metric, got {type(config).__name__} and "
+                f"{best!r:.50}."
+            )
+        if self.folder.is_dir() and jax.process_index() == 0:
+            clean_run(self.folder)
+        elif self.folder.exists() and not self.folder.is_dir():
+            raise FileExistsError(f"{self.folder} is a file; give the checkpoints a folder.")
 
         worst = math.inf if best_mode == "min" else -math.inf
 
@@ -67,8 +85,8 @@ class TrainCheckpoints:
             best_mode=best_mode,
             preservation_policy=AnyPreservationPolicy([LatestN(keep_last), keep_best]),
             cleanup_tmp_directories=True,  # left by a run that was killed while writing
+            todelete_subdir=DELETED,  # moved there in one step, and deleted by us
         )
-        self.folder, self._config, self._best = Path(folder), config, best
         self._manager = ocp.CheckpointManager(self.folder.absolute(), options=options)
 
     def __enter__(self):
@@ -76,6 +94,11 @@ class TrainCheckpoints:
 
     def __exit__(self, *_):
         self._manager.close()
+        self._delete_moved()
+
+    def _delete_moved(self) -> None:
+        if jax.process_index() == 0:
+            delete_moved(self.folder)
 
     @property
     def steps(self) -> list[int]:
@@ -97,12 +120,17 @@ class TrainCheckpoints:
           metrics: plain numbers to save with it, among them the metric that `best` names.
 
         Raises:
-          ValueError: that metric is missing. The checkpoint is written all the same.
+          ValueError: that metric is missing (the checkpoint is written all the same), a metric is no number, or a train
+            step has overwritten `state`.
           CheckpointError: the folder already has a checkpoint of this step or of a later one.
         """
         import orbax.checkpoint as ocp
 
+        if any(isinstance(x, jax.Array) and x.is_deleted() for x in jax.tree.leaves(state)):
+            raise ValueError("A train step has overwritten this state: save the one that it returned.")
+        numbers = _numbers(metrics)
         self.require_newest(int(state.step) - 1)
+        self._delete_moved()
         self._manager.save(
             int(state.step),
             args=ocp.args.Composite(
@@ -110,7 +138,7 @@ class TrainCheckpoints:
                 state=ocp.args.StandardSave(_rest(state)),
                 run=ocp.args.JsonSave(_run(state, self._config)),
             ),
-            metrics={name: float(value) for name, value in metrics.items()},
+            metrics=numbers,
         )
         self.require_best(metrics)
 
@@ -136,6 +164,7 @@ class TrainCheckpoints:
     def wait(self) -> None:
         """Wait until all checkpoints are written."""
         self._manager.wait_until_finished()
+        self._delete_moved()
 
     def restore(self, state: TrainState, step: int | None = None) -> TrainState:
         """Return the state saved in a checkpoint, or `state` itself if `step` is None and the folder has none.
@@ -146,8 +175,8 @@ class TrainCheckpoints:
           step: step of the checkpoint; None takes the newest.
 
         Raises:
-          CheckpointError: there is no checkpoint of this step, or it was saved with another config, optimizer or
-            trainable, or with params of other names, shapes or dtypes. No file is changed.
+          CheckpointError: there is no checkpoint of this step, it is damaged, or it was saved with another config,
+            optimizer or trainable, or with params of other names, shapes or dtypes. No file is changed.
         """
         import orbax.checkpoint as ocp
 
@@ -157,14 +186,39 @@ class TrainCheckpoints:
                 return state
         if step not in self.steps:
             raise CheckpointError(f"{self.folder} has no checkpoint of step {step}, only of {self.steps}.")
-        found = self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
-        _check_run(f"{self.folder}, step {step},", _run(state, self._config), found)
+        where = f"{self.folder}, step {step},"
+        found = self._read(where, step, run=ocp.args.JsonRestore())["run"]
+        try:
+            _check_run(where, _run(state, self._config), found)
+        except CheckpointError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise CheckpointError(f"{where} is damaged: its item run is not as it was saved ({error}).") from error
         params, rest = jax.tree.map(ocp.utils.to_shape_dtype_struct, (state.params, _rest(state)))
         items = {"params": ocp.args.StandardRestore(params), "state": ocp.args.StandardRestore(rest)}
-        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        restored = self._read(where, step, **items)
         rest = restored["state"]
         rng = jax.random.wrap_key_data(rest["rng"], impl=jax.random.key_impl(state.rng))
         return TrainState(restored["params"], rest["opt_state"], rest["step"], rng)
+
+    def _read(self, where: str, step: int, **items: Any) -> Any:
+        """Read items of a checkpoint; what the library raises for damaged files becomes a CheckpointError."""
+        import orbax.checkpoint as ocp
+
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}".split("\n")[0][:300]
+            raise CheckpointError(
+                f"{where} is damaged ({reason}): restore another one of {self.steps}, and delete this one's folder."
+            ) from error
+
+
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    try:
+        return {name: float(value) for name, value in metrics.items()}
+    except (AttributeError, TypeError, ValueError):
+        raise ValueError("metrics must be a dict from names to numbers.") from None
 
 
 def _rest(state: TrainState) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import queue
 import resource
 import threading
 import time
+from collections.abc import Generator
 
 import numpy as np
 import pytest
@@ -162,6 +163,7 @@ def test_a_stream_can_be_left_while_its_source_waits(tiny):
     waiting.put(frames()[0])
     stream = mp.iter_encode_images(tiny.params, fed_by(waiting), config=tiny.config)
     next(stream)
+    assert isinstance(stream, Generator)
     stream.close()
     waiting.put(None)  # the thread that waits for it ends
     for thread in [thread for thread in threading.enumerate() if thread.name == "multipatch-reader"]:
@@ -232,7 +234,7 @@ def test_ten_thousand_images_of_one_buffer(tiny):
 
     mp.warmup(tiny.params, config=tiny.config)
     expected(0)
-    memory = []
+    memory, index = [], -1
     with mp.encode.forbid_compilations():
         for index, tokens in enumerate(mp.iter_encode_images(tiny.params, images(), config=tiny.config)):
             np.testing.assert_array_equal(tokens, expected(index))
