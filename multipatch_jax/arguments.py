@@ -96,10 +96,9 @@ def require_tree(name: str, value: Any) -> None:
 
 def require_key(name: str, value: Any) -> None:
     """Raise a ValueError that names the argument unless `value` is one random key of JAX."""
-    dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
-    typed = isinstance(value, jax.Array) and jnp.issubdtype(dtype, jax.dtypes.prng_key) and shape == ()
-    raw = isinstance(value, (jax.Array, np.ndarray)) and dtype == np.uint32 and shape == (2,)
-    if not typed and not raw:
+    is_array = isinstance(value, (jax.Array, np.ndarray))
+    typed = is_array and jnp.issubdtype(value.dtype, jax.dtypes.prng_key) and value.shape == ()
+    if not typed and not (is_array and value.dtype == np.uint32 and value.shape == (2,)):
         raise ValueError(f"{name} must be a random key, such as jax.random.key(0), got {_kind(value)}.")
 
 

@@ -21,7 +21,7 @@ def test_a_wrong_argument_is_an_error_of_ours_or_a_result():
         (lambda m: mp.encode_images(m.params, [], config=m.config, batch_size=10**9), "at most 1024 tiles in a stream"),
         (lambda m: mp.warmup(m.params, config=m.config, batch_size=10**9), "at most 1024 tiles in a stream"),
         (lambda m: mp.tile_image(m.image, implementation="gatehr"), "one of gather, banded or None, got 'gatehr'"),
-        (lambda m: mp.text.labels_for(m.ids, image_token_id="49190"), "image_token_id must be an integer"),
+        (lambda m: mp.text.labels_for(m.ids, image_token_id=-1), "image_token_id must be an integer"),
         (lambda m: mp.text.sample_frames(9, float("nan")), "fps must be a finite number above 0, got nan"),
         (
             lambda m: mp.encode_image(m.params, m.image, config=m.config.tiling),

@@ -108,7 +108,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "train step, lora": lambda m: train_once(m, "lora"),
     "train step, all": lambda m: train_once(m, "all"),
     "sigmoid_contrastive_loss": lambda m: mp.train.sigmoid_contrastive_loss(
-        TOKENS, TOKENS[::-1].copy(), log_scale=jnp.float32(2.3), bias=jnp.float32(-10)
+        jnp.asarray(TOKENS), jnp.asarray(TOKENS[::-1]), log_scale=jnp.float32(2.3), bias=jnp.float32(-10)
     ),
     "pool_tokens": lambda m: mp.train.pool_tokens(jnp.asarray(TOKENS)),
     "cosine_similarity": lambda m: mp.plot.cosine_similarity(TOKENS, 0),

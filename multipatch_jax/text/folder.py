@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from multipatch_jax.checkpoint import fetch, fetch_if_there
-from multipatch_jax.files import read_json
+from multipatch_jax.files import read_json, refuse_pointer
 from multipatch_jax.text.chat import SETTINGS, TEMPLATES
 
 TOKENIZER = "tokenizer.json"
@@ -38,6 +38,7 @@ def read_tokenizer(folder: Path) -> Any:
 
     if not (folder / TOKENIZER).is_file():
         raise FileNotFoundError(f"{folder} has no {TOKENIZER}, which is needed to tokenise texts.")
+    refuse_pointer(folder / TOKENIZER)
     try:
         tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
     except Exception as error:  # the library raises nothing more specific

@@ -134,4 +134,4 @@ def test_jax_arrays_are_refused_like_numpy_ones():
 def test_no_jax_is_imported():
     """Decoding needs no device, so its two files import no JAX."""
     for module in (load, open_file):
-        assert not re.search(r"^\s*(import|from) (jax|torch)\b", Path(module.__file__).read_text(), re.MULTILINE)
+        assert not re.search(r"^\s*(import|from) (jax|torch)\b", Path(str(module.__file__)).read_text(), re.MULTILINE)
