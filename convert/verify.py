@@ -4,41 +4,46 @@
     python convert/verify.py SmolVLM-256M-Instruct       a preset's name: random weights of its shapes, no download
 
 Both compute in float32, transformers on the CPU and multipatch_jax on JAX's default device. The script needs torch and
-transformers: pip install "multipatch_jax[test]".
+transformers: pip install "multipatch_jax[test]". The exit status is 0 if every stage agrees, 1 if one differs, 2 after
+an error.
 """
 
 import argparse
-import sys
 import tempfile
 from pathlib import Path
 
-from skimage import data
-
 import multipatch_jax as mp
-from multipatch_jax.checkpoint import find_folder
-from multipatch_jax.params import PARTS
-from multipatch_reference import LIMIT, random_checkpoint, stages
+from multipatch_jax.cli import add_revision, find_model, run_command
 
 
-def main() -> int:
-    """Run the command. Return 0 if every stage agrees, 1 if one differs, 2 if the input is wrong."""
+def parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help=f"a folder, a hub id, or one of {', '.join(mp.PRESETS)}")
+    add_revision(parser)
     parser.add_argument(
         "--image", type=Path, metavar="PHOTO", help="default: a photograph that comes with scikit-image"
     )
-    args = parser.parse_args()
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the distance of each stage from the reference. Return 0 if every stage agrees, 1 if one differs."""
+    from skimage import data
+
+    from multipatch_jax.params import PARTS
+    from multipatch_reference import LIMIT, random_checkpoint, stages
+
+    image = mp.load_image(args.image) if args.image else data.chelsea()
+    random = args.model in mp.PRESETS
+    if random and args.revision is not None:
+        raise ValueError(f"--revision is of a hub id, and {args.model} is a preset's name: leave it out.")
     with tempfile.TemporaryDirectory() as temporary:
-        try:
-            image = mp.load_image(args.image) if args.image else data.chelsea()
-            random = args.model in mp.PRESETS
-            if random:
-                folder = random_checkpoint(args.model, Path(temporary))
-            else:
-                folder = find_folder(args.model, PARTS)
-        except (ValueError, OSError) as error:
-            print(f"verify: {error}", file=sys.stderr)
-            return 2
+        if random:
+            folder = random_checkpoint(args.model, Path(temporary))
+        else:
+            folder = find_model(args.model, args.revision, PARTS)
         print(f"{args.model}: {'random weights of its shapes' if random else folder}")
         print(f"{'stage':<12} distance from the reference")
         first = None
@@ -51,4 +56,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_command("verify", parser))

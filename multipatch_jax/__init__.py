@@ -13,36 +13,34 @@ This module exports what most users call. Everything else is in a sub-package:
 
 `presets` has the configs of the published models.
 
-`plot` and `train` are imported when they are first used, because `train` imports optax.
+Each of these is imported at its first use: `train` imports optax, and the command line handles Ctrl-C before it imports
+JAX.
 """
 
 __version__ = "0.1.0"
 
 import importlib
-from types import ModuleType
-from typing import TYPE_CHECKING
-
-from multipatch_jax import checkpoint, encode, image, nn, params, presets, text
-from multipatch_jax.checkpoint import CheckpointError, export_hf, from_pretrained, save_pretrained
-from multipatch_jax.config import ConnectorConfig, ModelConfig, TextConfig, TilingConfig, VisionConfig
-from multipatch_jax.encode import (
-    TileCache,
-    encode_image,
-    encode_images,
-    encode_tiles,
-    export_encoder,
-    iter_encode_images,
-    load_exported,
-    vision_features,
-    warmup,
-)
-from multipatch_jax.image import ImageError, load_image, plan_tiles, tile_image, tile_image_host
-from multipatch_jax.nn import Compute, Idefics3Connector, MultiPatchVisionProcessor, init_params
-from multipatch_jax.presets import PRESETS
-from multipatch_jax.text import Processor, prepare_inputs
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from multipatch_jax import plot, train
+    from multipatch_jax import checkpoint, encode, image, nn, params, plot, presets, text, train
+    from multipatch_jax.checkpoint import CheckpointError, export_hf, from_pretrained, save_pretrained
+    from multipatch_jax.config import ConnectorConfig, ModelConfig, TextConfig, TilingConfig, VisionConfig
+    from multipatch_jax.encode import (
+        TileCache,
+        encode_image,
+        encode_images,
+        encode_tiles,
+        export_encoder,
+        iter_encode_images,
+        load_exported,
+        vision_features,
+        warmup,
+    )
+    from multipatch_jax.image import ImageError, load_image, plan_tiles, tile_image, tile_image_host
+    from multipatch_jax.nn import Compute, Idefics3Connector, MultiPatchVisionProcessor, init_params
+    from multipatch_jax.presets import PRESETS
+    from multipatch_jax.text import Processor, prepare_inputs
 
 __all__ = [
     "PRESETS",
@@ -87,11 +85,35 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> ModuleType:
-    """Imports `plot` or `train` at its first use (PEP 562)."""
-    if name in ("plot", "train"):
-        return importlib.import_module(f"multipatch_jax.{name}")
-    raise AttributeError(f"module 'multipatch_jax' has no attribute {name!r}")
+_HOMES = {
+    "checkpoint": ("CheckpointError", "export_hf", "from_pretrained", "save_pretrained"),
+    "config": ("ConnectorConfig", "ModelConfig", "TextConfig", "TilingConfig", "VisionConfig"),
+    "encode": (
+        "TileCache",
+        "encode_image",
+        "encode_images",
+        "encode_tiles",
+        "export_encoder",
+        "iter_encode_images",
+        "load_exported",
+        "vision_features",
+        "warmup",
+    ),
+    "image": ("ImageError", "load_image", "plan_tiles", "tile_image", "tile_image_host"),
+    "nn": ("Compute", "Idefics3Connector", "MultiPatchVisionProcessor", "init_params"),
+    "presets": ("PRESETS",),
+    "text": ("Processor", "prepare_inputs"),
+}  # room -> the names that this module exports from it
+
+
+def __getattr__(name: str) -> Any:
+    """Import a room, or what this module exports from one, at its first use (PEP 562)."""
+    if name not in __all__:
+        raise AttributeError(f"module 'multipatch_jax' has no attribute {name!r}")
+    room = next((room for room, names in _HOMES.items() if name in names), None)
+    module = importlib.import_module(f"multipatch_jax.{room or name}")
+    globals()[name] = getattr(module, name) if room else module
+    return globals()[name]
 
 
 def __dir__() -> list[str]:

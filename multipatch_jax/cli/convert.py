@@ -1,20 +1,27 @@
 """`multipatch-jax convert`: write a Hugging Face checkpoint as a folder in our own layout."""
 
 import argparse
-import sys
 import time
 from pathlib import Path
 
 import multipatch_jax as mp
+from multipatch_jax.cli.destinations import check_new_folder
+from multipatch_jax.cli.interrupts import interrupt_later
+from multipatch_jax.cli.model import add_revision, find_model, is_watched
 from multipatch_jax.config import DTYPES
 from multipatch_jax.params import PARTS, count_parameters, flatten, tensors
 
 HELP = "a Hugging Face checkpoint to a folder that loads with Orbax"
+EPILOG = """The tokenizer, the chat templates and the settings of processors and text generation are copied.
+
+for example:
+  multipatch-jax convert HuggingFaceTB/SmolVLM-256M-Instruct smolvlm-256m"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.add_argument("source", metavar="DIR_OR_ID", help="a Hugging Face folder or hub id")
+    add_revision(parser)
     parser.add_argument("destination", type=Path, help="a folder that does not exist yet")
     parser.add_argument("--dtype", choices=DTYPES, help="of the params (default: the checkpoint's, bit for bit)")
     parser.add_argument(
@@ -28,10 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Convert, and print what was read and written."""
+    check_new_folder("destination", args.destination)
+    folder = find_model(args.source, args.revision, args.parts)
     start = time.perf_counter()
-    config, params = mp.from_pretrained(args.source, dtype=args.dtype, parts=args.parts, progress=sys.stderr.isatty())
+    config, params = mp.from_pretrained(folder, dtype=args.dtype, parts=args.parts, progress=is_watched())
     loaded = time.perf_counter()
-    mp.save_pretrained(args.destination, config, params)
+    with interrupt_later(f"{args.destination} is written"):  # Orbax's threads would go on without the folder
+        mp.save_pretrained(args.destination, config, params, base=folder)
     arrays = flatten(params)
     dtypes = sorted({array.dtype.name for array in arrays.values()})
     num_tensors = sum(tensor.path in arrays for tensor in tensors(config).values())

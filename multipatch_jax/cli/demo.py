@@ -1,50 +1,82 @@
 """`multipatch-jax demo`: encode a photograph, and draw pictures of its tiles and tokens."""
 
 import argparse
-import sys
+import contextlib
+import os
+import threading
 from pathlib import Path
+from typing import Any
 
 import jax
 
 import multipatch_jax as mp
-from multipatch_jax.cli.tokens import print_plans, write_tokens
+from multipatch_jax.cli.destinations import check_files, check_new_folder
+from multipatch_jax.cli.model import is_watched
+from multipatch_jax.cli.tokens import write_tokens
 from multipatch_jax.plot import require_matplotlib
 from multipatch_jax.presets import SMOLVLM_256M
 
 HELP = "a photograph to tokens with SmolVLM-256M, and a picture of its tiles"
+EPILOG = "The weights are the published ones, or random if the hub does not answer at once."
 MODEL = "HuggingFaceTB/SmolVLM-256M-Instruct"
+PATIENCE = 3  # seconds that the hub has for its answer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.add_argument("--random-weights", action="store_true", help="use random weights without asking the hub")
-    parser.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="default: %(default)s")
+    parser.add_argument(
+        "--out", type=Path, default=Path("demo"), metavar="DIR", help="the folder to write into (default: %(default)s)"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
-    """Encode a photograph that comes with scikit-image.
-
-    The weights are the published ones, or random if the hub cannot be reached or `--random-weights` is given.
-    """
+    """Encode a photograph that comes with scikit-image."""
     try:
         from skimage import data
     except ImportError:
         raise ValueError('the demo\'s photograph comes with scikit-image: pip install "multipatch_jax[demo]"') from None
     require_matplotlib()
-    photo, names = [data.chelsea()], ["chelsea"]
+    files = {name: args.out / name for name in ("tokens.safetensors", "tiles.png", "pca.png")}
+    if os.path.isdir(args.out):
+        check_files({f"--out: {name}": file for name, file in files.items()})
+    else:
+        check_new_folder("--out", args.out)
+    found = None if args.random_weights else load_published()
+    if not args.random_weights and found is None:
+        print("The hub did not answer.")
+    if found is None:
+        print(
+            "Using random weights (seed 0) of SmolVLM-256M's shapes: the tokens below mean nothing, but every step is"
+        )
+        print("the real one.")
+    config, params = found or (SMOLVLM_256M, mp.init_params(jax.random.key(0), SMOLVLM_256M))
     args.out.mkdir(parents=True, exist_ok=True)
-    config, params, model = SMOLVLM_256M, None, "random weights"
-    if not args.random_weights:
-        print(f"Asking the hub for {MODEL} ...", flush=True)
-        try:
-            config, params = mp.from_pretrained(MODEL, progress=sys.stderr.isatty())
-            model = MODEL
-        except FileNotFoundError:
-            print("The hub cannot be reached.")
-    if params is None:
-        print("Using random weights (seed 0) of SmolVLM-256M's shapes: the tokens below mean nothing,")
-        print("but every step is the real one.", flush=True)
-        params = mp.init_params(jax.random.key(0), config)
-    plans = print_plans(photo, names, config, args.out / "tiles.png")
-    out = args.out / "tokens.safetensors"
-    write_tokens(photo, names, plans, config, params, out, args.out / "pca.png", model)
+    out, overlay, pca = files.values()
+    model = MODEL if found else "random weights"
+    write_tokens([data.chelsea()], ["chelsea"], config, params, model=model, out=out, overlay=overlay, pca=pca)
+
+
+def load_published() -> tuple[mp.ModelConfig, dict[str, Any]] | None:
+    """Load the published model from the hub's cache or the hub; return None if the hub does not answer.
+
+    The hub is asked once. Its client would otherwise try again for half a minute.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        return mp.from_pretrained(MODEL, local_files_only=True, progress=is_watched())
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    answers = []
+
+    def ask() -> None:
+        with contextlib.suppress(Exception):  # of the HTTP library: which one depends on the client's version
+            answers.append(get_hf_file_metadata(hf_hub_url(MODEL, "config.json"), timeout=PATIENCE))
+
+    # The time limit does not cover the look-up of the name, which may take much longer, so a thread waits for it.
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(PATIENCE)
+    if answers:
+        with contextlib.suppress(FileNotFoundError):
+            return mp.from_pretrained(MODEL, progress=is_watched())
+    return None

@@ -1,20 +1,25 @@
 """`multipatch-jax export`: write programs that encode tiles and run without this package."""
 
 import argparse
-import sys
 from pathlib import Path
 
 import multipatch_jax as mp
+from multipatch_jax.arguments import require_positive
+from multipatch_jax.cli.destinations import check_new_folder
+from multipatch_jax.cli.model import add_revision, find_model, is_watched
 from multipatch_jax.config import DTYPES
 from multipatch_jax.encode import PLATFORMS
 
 HELP = "programs of tiles -> tokens for CPU, CUDA and TPU that run without this package"
+EPILOG = """for example:
+  multipatch-jax export smolvlm-256m-programs --model smolvlm-256m --platform cuda --dtype bfloat16"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.add_argument("out", type=Path, metavar="OUT", help="a folder that does not exist yet")
     parser.add_argument("--model", required=True, metavar="DIR_OR_ID", help="a converted or Hugging Face folder, or id")
+    add_revision(parser)
     parser.add_argument(
         "--platform", action="append", choices=PLATFORMS, help="may be given several times (default: all three)"
     )
@@ -29,7 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Export, and print the input and output shapes of each platform's program."""
-    config, params = mp.from_pretrained(args.model, dtype=args.dtype, progress=sys.stderr.isatty())
+    check_new_folder("OUT", args.out)
+    if args.batch_size is not None:
+        require_positive("--batch-size", args.batch_size, "tiles")
+    folder = find_model(args.model, args.revision)
+    config, params = mp.from_pretrained(folder, dtype=args.dtype, progress=is_watched())
     platforms = args.platform or PLATFORMS
     manifest = mp.export_encoder(args.out, config, params, platforms=platforms, batch_size=args.batch_size)
     print(f"wrote {args.out}: manifest.json, params.npz and")

@@ -8,6 +8,9 @@ from multipatch_jax.checkpoint import read_config
 from multipatch_jax.plot import describe
 
 HELP = "the tiles and tokens of an image, from its size alone"
+EPILOG = """for example:
+  multipatch-jax plan 3000 4000
+  multipatch-jax plan 3000 4000 --model Idefics3-8B-Llama3"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

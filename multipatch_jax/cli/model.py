@@ -1,0 +1,30 @@
+"""What commands that read a model share: its revision, and whether to show the progress of reading it."""
+
+import argparse
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def add_revision(parser: argparse.ArgumentParser) -> None:
+    """Add the option `--revision`."""
+    parser.add_argument("--revision", metavar="REV", help="of a hub id: a branch, a tag or a commit (default: main)")
+
+
+def find_model(name: str, revision: str | None = None, parts: Iterable[str] = ("vision", "connector")) -> Path:
+    """Return a model's folder, downloaded if `name` is a hub id.
+
+    Raises:
+      ValueError: `name` is a folder, which has no revisions.
+      FileNotFoundError: it is neither, or cannot be downloaded.
+    """
+    from multipatch_jax.checkpoint import find_folder  # slow to import
+
+    if revision is not None and Path(name).is_dir():
+        raise ValueError(f"--revision is of a hub id, and {name} is a folder: leave it out.")
+    return find_folder(name, parts, revision=revision)
+
+
+def is_watched() -> bool:
+    """Whether somebody may be looking at a progress bar."""
+    return sys.stderr is not None and sys.stderr.isatty()
