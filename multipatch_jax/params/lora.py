@@ -62,7 +62,7 @@ def merge_lora(params: Params) -> Params:
     factors = flatten(params["lora"])
     for path in sorted({name.rpartition("/")[0] for name in factors}):
         if path not in flat or not {f"{path}/a", f"{path}/b"} <= factors.keys():
-            raise ValueError(f"LoRA factors must be a and b of a kernel of these params, got them at {path!r}.")
+            raise ValueError(f'params["lora"] must hold factors a and b of kernels of these params, got {path!r}.')
         change = jnp.matmul(factors[f"{path}/a"], factors[f"{path}/b"], precision="highest")
         flat[path] = (flat[path] + change).astype(flat[path].dtype)
     return unflatten(flat)
