@@ -37,7 +37,7 @@ def main() -> int:
     """0 when measured, 2 when the sides cannot be compared."""
     options = parser(__doc__)
     options.add_argument("commit", metavar="COMMIT", help="any name that git knows: a hash, a tag, HEAD~3")
-    options.add_argument("--rounds", type=int, default=7, help="turns of each side, and half as many new processes")
+    options.add_argument("--rounds", type=int, default=6, help="turns of each side, and new processes")
     args = options.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -56,7 +56,7 @@ def main() -> int:
             report(f"seconds a {what}", turns.take_turns_of(commands, variables, args.rounds))
         steps: dict[str, dict[str, list[float]]] = {step: {side: [] for side in sides} for step in STEPS}
         caches = {side: f"{name}/cache{number}" for number, side in enumerate(sides)}
-        for start in range(1 + max(args.rounds // 2, 1)):
+        for start in range(args.rounds + 1):
             for side in sorted(sides, reverse=bool(start % 2)):  # in turn first, as the disk's cache favours the second
                 seconds = map(float, run_with(sides[side], WORKER, "ready", name, caches[side]).split())
                 for step, value in zip(STEPS, seconds, strict=True):
