@@ -23,7 +23,7 @@ from benchmarks.shared.photo import photograph
 from benchmarks.shared.processes import ROOT
 
 WORKER = Path(__file__).parent / "shared" / "beside_worker.py"
-STEPS = ("import and load", "warmup, cached programs")
+STEPS = ("import and load", "warmup, cached programs", "import, load and warmup")
 
 
 def report(name: str, times: dict[str, list[float]]) -> None:

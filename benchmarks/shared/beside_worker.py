@@ -1,7 +1,7 @@
 """One side of `benchmarks.beside`. The old commit's code runs it too, so it uses only what both have at the front door.
 
 python -P beside_worker.py turns {tile,photo} FOLDER     a line on standard input is a turn; prints its seconds
-python -P beside_worker.py ready FOLDER                  prints the seconds of import and load, and of warmup
+python -P beside_worker.py ready FOLDER                  prints the seconds of import and load, of warmup, and of all
 python -P beside_worker.py compiled FOLDER               prints JSON: program -> flops, bytes, temporary bytes
 """
 
@@ -34,16 +34,17 @@ def turns(what: str, folder: str) -> None:
 
 
 def ready(folder: str, cache: str) -> None:
-    """Prints the seconds of import and loading, and of `warmup`, whose programs JAX keeps in the folder `cache`."""
+    """Prints the seconds of import and loading, of `warmup`, whose programs JAX keeps in `cache`, and of all three."""
     os.environ |= {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     start = time.perf_counter()
     import multipatch_jax as mp
 
-    # Import and load are one number: what the package exports is imported at its first use.
+    # What the package exports is imported at its first use, so part of the import falls into each step.
     config, params = mp.from_pretrained(f"{folder}/model")
     loaded = time.perf_counter()
     mp.warmup(params, config=config)
-    print(loaded - start, time.perf_counter() - loaded)
+    done = time.perf_counter()
+    print(loaded - start, done - loaded, done - start)
 
 
 if __name__ == "__main__":
