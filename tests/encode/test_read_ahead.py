@@ -39,7 +39,7 @@ def in_one_read_only_view(_):
 
 
 def in_one_tensor(_):
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="one of the sources is a tensor of torch")
     buffer = torch.empty((40, 60, 3), dtype=torch.uint8)
     for frame in frames():
         buffer.copy_(torch.from_numpy(frame))
