@@ -2,8 +2,9 @@
 
 Needs the `test` extra and git. Builds the commit in a temporary folder. Both sides run the same script, each in
 processes of its own that take turns, on a CPU, with SmolVLM-256M's tower and connector and random weights in float32:
-the seconds of one tile, of a 12-megapixel JPEG to its tokens, and of import, load and `warmup` in new processes that
-find their programs in JAX's persistent cache. `benchmarks.compiled` compares the compiled programs.
+the seconds of one tile, of a 12-megapixel JPEG to its tokens, of a stream of three JPEGs of 5 tiles, and of import,
+load and `warmup` in new processes that find their programs in JAX's persistent cache. `benchmarks.compiled` compares
+the compiled programs.
 
 Prints medians, and the median ratio of a round to the older commit. Asserts nothing, because the machine is shared.
 """
@@ -49,9 +50,10 @@ def main() -> int:
         make_checkpoint(folder / "model")
         np.save(folder / "tile.npy", np.asarray(photograph(512, 512)))
         photograph(3000, 4000).save(folder / "photo.jpg", quality=92)
+        photograph(512, 2048).save(folder / "wide.jpg", quality=92)
         print(f"{'':<28} {args.commit:>10} {'this checkout':>10}")
         variables = {side: variables_of(checkout) for side, checkout in sides.items()}
-        for what in ("tile", "photo"):
+        for what in ("tile", "photo", "stream"):
             commands = {side: [sys.executable, "-P", str(WORKER), "turns", what, name] for side in sides}
             report(f"seconds a {what}", turns.take_turns_of(commands, variables, args.rounds))
         steps: dict[str, dict[str, list[float]]] = {step: {side: [] for side in sides} for step in STEPS}

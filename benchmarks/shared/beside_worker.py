@@ -1,8 +1,7 @@
 """One side of `benchmarks.beside`. The old commit's code runs it too, so it uses only what both have at the front door.
 
-python -P beside_worker.py turns {tile,photo} FOLDER     a line on standard input is a turn; prints its seconds
-python -P beside_worker.py ready FOLDER                  prints the seconds of import and load, of warmup, and of all
-python -P beside_worker.py compiled FOLDER               prints JSON: program -> flops, bytes, temporary bytes
+python -P beside_worker.py turns {tile,photo,stream} FOLDER     a line on standard input is a turn; prints its seconds
+python -P beside_worker.py ready FOLDER CACHE                   prints the seconds of import and load, of warmup, of all
 """
 
 import os
@@ -22,8 +21,10 @@ def turns(what: str, folder: str) -> None:
     def turn() -> None:
         if what == "tile":
             mp.encode_tiles(params, tile, config=config).block_until_ready()
-        else:
+        elif what == "photo":
             mp.encode_image(params, f"{folder}/photo.jpg", config=config).block_until_ready()
+        else:
+            mp.encode_images(params, [f"{folder}/wide.jpg"] * 3, config=config)  # 5 tiles each
 
     turn()
     print("ready", flush=True)
