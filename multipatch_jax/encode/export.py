@@ -147,9 +147,10 @@ def load_exported(
         found = ", ".join(manifest["platforms"])
         raise FileNotFoundError(f"{folder} holds programs for {found}, got platform {platform}; export one for it.")
     entry, tiling = manifest["platforms"][platform], manifest["config"]["tiling"]
-    file = checked_file(folder, entry["file"], manifest)
+    file, kernel = checked_file(folder, entry["file"], manifest), KERNELS.get(entry["attention"])
+    options = dict(kernel.compiler_options) if kernel else {}
     try:
-        program = jax.jit(jax.export.deserialize(bytearray(file.read_bytes())).call)
+        program = jax.jit(jax.export.deserialize(bytearray(file.read_bytes())).call, compiler_options=options or None)
     except Exception as error:  # whatever jax and flatbuffers raise
         raise ValueError(f"{file} is not a program that this version of jax can read ({error!s:.200}).") from error
     params = {name: jax.device_put(x) for name, x in read_params(folder, manifest).items()}

@@ -19,11 +19,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, UInt8
 
 from multipatch_jax.encode.execution import Execution, on_each_device
+from multipatch_jax.encode.jit import Program
 from multipatch_jax.image import PreparedImage, normalize, tile_image, tile_padded
 from multipatch_jax.nn import MultiPatchVisionProcessor, VisionTransformer
 from multipatch_jax.params import Params
-
-_program = functools.partial(jax.jit, static_argnames=("execution",))
 
 
 def _pad_to_multiple(arrays: Any, of: int) -> Any:
@@ -78,14 +77,12 @@ def trace_encode(params: Params, tiles: UInt8[Array, "N M M 3"], execution: Exec
     return on_each_device(encode, mesh, False, True)(params, shared_out)[: len(tiles)]
 
 
-@_program
-def encode_tiles_program(params, tiles, *, execution):
+def _encode_tiles(params, tiles, *, execution):
     """Encode (N, M, M, 3) tiles as (N, T, D) tokens."""
     return trace_encode(params, tiles, execution)
 
 
-@_program
-def encode_exact_program(params, images, *, execution):
+def _encode_exact(params, images, *, execution):
     """Encode (B, H, W, 3) pixels as (B, N * T, D) tokens."""
     tiling, form = execution.config.tiling, execution.resize_form
     tiles = jax.vmap(functools.partial(tile_image, tiling=tiling, implementation=form))(images)
@@ -93,15 +90,13 @@ def encode_exact_program(params, images, *, execution):
     return tokens.reshape(len(images), -1, tokens.shape[-1])
 
 
-@functools.partial(jax.jit, static_argnames=("num_tiles", "execution"))
-def encode_prepared_program(params, pixels, steps, *, num_tiles, execution):
+def _encode_prepared(params, pixels, steps, *, num_tiles, execution):
     """Encode one image in its bucket as (N, T, D) tokens; its size and filter weights are data (`steps`)."""
     tiling, form = execution.config.tiling, execution.resize_form
     return trace_encode(params, tile_padded(pixels, steps, num_tiles=num_tiles, tiling=tiling, form=form), execution)
 
 
-@functools.partial(jax.jit, static_argnames=("layers", "execution"))
-def vision_features_program(params, pixel_values, pixel_attention_mask, *, layers, execution):
+def _vision_features(params, pixel_values, pixel_attention_mask, *, layers, execution):
     """Compute the features of tiles, one after another, and a tuple of the inner features that `layers` names."""
     module = VisionTransformer(execution.config.vision, execution.compute)
 
@@ -110,6 +105,12 @@ def vision_features_program(params, pixel_values, pixel_attention_mask, *, layer
         return module.apply({"params": params["vision_model"]}, tile.astype(execution.compute.dtype), mask, layers)
 
     return _map_tiles(tower, (pixel_values, pixel_attention_mask), 1)
+
+
+encode_tiles_program = Program(_encode_tiles)
+encode_exact_program = Program(_encode_exact)
+encode_prepared_program = Program(_encode_prepared, static=("num_tiles",))
+vision_features_program = Program(_vision_features, static=("layers",))
 
 
 def lower_encode_tiles(params: Params, tiles: Any, execution: Execution) -> jax.stages.Lowered:

@@ -47,8 +47,8 @@ class Dense(nn.Module):
       product_in_dtype: whether the product is rounded to `dtype` before the bias is added.
         False: a float32 bias is added to a float32 product, and the sum is rounded once. On CUDA the float32 product
         is written to memory and read back for that.
-        True: with `--xla_gpu_enable_triton_gemm=false` in XLA_FLAGS, product, bias and a GELU that follows become one
-        call of cuBLAS, which computes all three in float32 and rounds once.
+        True: where XLA gives products to cuBLAS (`Kernel.compiler_options`), product, bias, and a GELU or a residual
+        that follows become one call, which computes them in float32 and rounds once.
     """
 
     features: int

@@ -55,26 +55,18 @@ def position_ids(mask: Bool[Array, "g g"] | Bool[np.ndarray, "g g"], patches_per
     return jnp.where(mask, ids, 0).reshape(-1)
 
 
-def _dense(compute: Compute, features: int, name: str, product_in_dtype: bool = False) -> Dense:
+def _dense(compute: Compute, features: int, name: str) -> Dense:
+    product_in_dtype = KERNELS[compute.attention].fuses_products
     return Dense(
         features, dtype=compute.dtype, precision=compute.precision, product_in_dtype=product_in_dtype, name=name
     )
 
 
-def _product_in_dtype(compute: Compute) -> bool:
-    """Whether q_proj, k_proj, v_proj and fc1 take `Dense.product_in_dtype`: True beside cuDNN's attention.
-
-    out_proj and fc2 never take it: their float32 products are added to the residual before they are rounded. With one
-    more rounding there, the tower of the 2.2B model was 1.102 times as far from float32 as the reference, and the bound
-    is 1.1.
-    """
-    return KERNELS[compute.attention].rounds_products
-
-
 def _layer_norm(config: VisionConfig, compute: Compute, name: str, x: Float[Array, "P C"]) -> Float[Array, "P C"]:
     # Flax computes mean and variance in float32. For 16-bit inputs the fast variance, E[x^2] - E[x]^2 in one pass, is
-    # exact enough; to equal the reference in float32, the variance needs a second pass.
-    fast = compute.dtype in ("bfloat16", "float16")
+    # exact enough; to equal the reference in float32, the variance needs a second pass. On CUDA, XLA makes one kernel
+    # of the whole layer norm with two passes, and three with one.
+    fast = compute.dtype in ("bfloat16", "float16") and not KERNELS[compute.attention].fuses_products
     norm = nn.LayerNorm(config.layer_norm_eps, dtype=compute.dtype, use_fast_variance=fast, name=name)
     with jax.numpy_dtype_promotion("standard"):  # Flax promotes 16-bit inputs to float32, which "strict" forbids
         return norm(x)
@@ -120,26 +112,32 @@ class VisionEmbeddings(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; its four projections have biases."""
+    """Multi-head self-attention; its four projections have biases.
+
+    Attributes:
+      patches: how many patches are real, the first ones; None means all.
+    """
 
     config: VisionConfig
     compute: Compute
+    patches: int | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "P C"], mask: Bool[Array, " P"] | None = None) -> Float[Array, "P C"]:
         dense = functools.partial(_dense, self.compute, self.config.hidden_size)
         heads = (x.shape[0], self.config.num_attention_heads, self.config.head_dim)
-        product_in_dtype = _product_in_dtype(self.compute)
-        q, k, v = (dense(name, product_in_dtype)(x).reshape(heads) for name in ("q_proj", "k_proj", "v_proj"))
-        x = attention(q, k, v, mask=mask, kernel=self.compute.attention, precision=self.compute.precision)
+        q, k, v = (dense(name)(x).reshape(heads) for name in ("q_proj", "k_proj", "v_proj"))
+        x = attention(
+            q, k, v, mask=mask, patches=self.patches, kernel=self.compute.attention, precision=self.compute.precision
+        )
         return dense("out_proj")(x.reshape(len(x), -1))
 
 
 class MLP(nn.Module):
     """Two dense layers with GELU (its tanh approximation) between them.
 
-    GELU runs in float32, because its input has been rounded to the dtype once already. With `_product_in_dtype` it runs
-    in the dtype instead, so that cuBLAS can fuse it into the product of fc1.
+    GELU runs in float32, because its input has been rounded to the dtype once already. Beside cuBLAS's
+    products it runs in the dtype instead, and becomes part of the product of fc1.
     """
 
     config: VisionConfig
@@ -147,9 +145,9 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "P C"]) -> Float[Array, "P C"]:
-        product_in_dtype = _product_in_dtype(self.compute)
-        h = _dense(self.compute, self.config.intermediate_size, "fc1", product_in_dtype)(x)
-        h = nn.gelu(h if product_in_dtype else h.astype(jnp.float32), approximate=True).astype(h.dtype)
+        h = _dense(self.compute, self.config.intermediate_size, "fc1")(x)
+        fuses = KERNELS[self.compute.attention].fuses_products
+        h = nn.gelu(h if fuses else h.astype(jnp.float32), approximate=True).astype(h.dtype)
         return _dense(self.compute, x.shape[-1], "fc2")(h)
 
 
@@ -160,18 +158,21 @@ class EncoderLayer(nn.Module):
 
     Attributes:
       outputs: whether `output` is x; otherwise it is None.
+      patches: how many patches are real, the first ones; None means all.
     """
 
     config: VisionConfig
     compute: Compute
     outputs: bool = False
+    patches: int | None = None
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "P C"], mask: Bool[Array, " P"] | None = None
     ) -> tuple[Float[Array, "P C"], Float[Array, "P C"] | None]:
         norm = functools.partial(_layer_norm, self.config, self.compute)
-        x = x + Attention(self.config, self.compute, name="self_attn")(norm("layer_norm1", x), mask)
+        attention = Attention(self.config, self.compute, self.patches, name="self_attn")
+        x = x + attention(norm("layer_norm1", x), mask)
         x = x + MLP(self.config, self.compute, name="mlp")(norm("layer_norm2", x))
         return x, x if self.outputs else None
 
@@ -199,10 +200,13 @@ class Encoder(nn.Module):
             length=self.config.num_hidden_layers,
             check_constancy_invariants=False,  # the check would trace the block a second time
         )
-        layers = layers(self.config, self.compute, self.outputs, name="layers")
+        real = len(x)
+        padding = 0 if mask is not None else -real % KERNELS[self.compute.attention].patch_multiple
+        layers = layers(self.config, self.compute, self.outputs, real if padding else None, name="layers")
         run = ENCODERS[self.compute.encoder].run
         if run is None or mask is not None or self.outputs or self.is_initializing():
-            return layers(x, mask)
+            x, outputs = layers(jnp.pad(x, ((0, padding), (0, 0))) if padding else x, mask)
+            return x[:real], None if outputs is None else outputs[:, :real]
         in_flax = Encoder(self.config, dataclasses.replace(self.compute, encoder=FLAX), parent=None)
         return run(
             self.variables["params"]["layers"],

@@ -1,0 +1,71 @@
+"""Jit a program with XLA's options for it, where it is not traced inside another program."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+
+from multipatch_jax.encode.execution import Execution
+from multipatch_jax.nn import KERNELS
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A jitted function of params, arrays and a static `Execution`.
+
+    It is compiled with the options that the execution's attention kernel asks for. JAX takes such options for a whole
+    program only: traced inside the user's own `jit` or `grad`, the function is part of a program with the user's.
+
+    Attributes:
+      function: (params, arrays, *, execution) -> arrays.
+      static: names of its other static arguments.
+      donated: names of its donated arguments.
+    """
+
+    function: Callable[..., Any]
+    static: tuple[str, ...] = ()
+    donated: tuple[str, ...] = ()
+
+    def __call__(self, *arguments: Any, execution: Execution, **named: Any) -> Any:
+        """Run the program.
+
+        Raises:
+          MemoryError: the device has too little memory for so many tiles in flight.
+        """
+        try:
+            return self._jitted(execution, arguments)(*arguments, execution=execution, **named)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise MemoryError(
+                f"The device has too little memory for {execution.batch_size} tiles in flight: pass a smaller "
+                f"batch_size, or load the params in a dtype of 16 bits."
+            ) from error
+
+    def lower(self, *arguments: Any, execution: Execution, **named: Any) -> jax.stages.Lowered:
+        """As `jax.jit(function).lower`."""
+        return self._jitted(execution).lower(*arguments, execution=execution, **named)
+
+    def _jitted(self, execution: Execution, arguments: tuple[Any, ...] = ()) -> Any:
+        options = KERNELS[execution.compute.attention].compiler_options
+        return _jit(self, () if options and _is_traced(arguments) else options)
+
+
+@functools.cache
+def _jit(program: Program, options: tuple[tuple[str, Any], ...]) -> Any:
+    return jax.jit(
+        program.function,
+        static_argnames=("execution", *program.static),
+        donate_argnames=program.donated,
+        compiler_options=dict(options) or None,
+    )
+
+
+def _is_traced(arguments: tuple[Any, ...]) -> bool:
+    """Return whether a program with these arguments would be part of another: a `jit` or `grad` is being traced."""
+    inside_jit = isinstance(jnp.zeros(()), Tracer)  # even if no argument is traced
+    return inside_jit or any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(arguments))
