@@ -35,6 +35,17 @@ if importlib.util.find_spec("torch") is None:
     collect_ignore = [str(path) for path in (ROOT / "tests").rglob("test_*.py") if imports_the_reference(path)]
 
 
+def pytest_configure(config):
+    """Run the suite on the CPU, whose bounds it has, on a machine with a GPU too; `pytest -m gpu` runs on the GPU."""
+    if config.option.markexpr != "gpu":
+        jax.config.update("jax_platforms", "cpu")
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("needs_gpu") and jax.default_backend() != "gpu":
+        pytest.skip("needs an NVIDIA GPU, and -m gpu")
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Model:
     return make_model(TINY, tmp_path_factory.mktemp("tiny"))

@@ -17,7 +17,8 @@ os.environ |= {
     "TPU_WORKER_HOSTNAMES": "localhost",
 }
 if nvidia := importlib.util.find_spec("nvidia"):
-    cuda = Path(next(iter(nvidia.submodule_search_locations or [""]))) / "cuda_nvcc"
+    wheels = Path(next(iter(nvidia.submodule_search_locations or [""])))
+    cuda = next((wheels / name for name in ("cu13", "cuda_nvcc") if (wheels / name).is_dir()), wheels)  # CUDA 13, 12
     os.environ["XLA_FLAGS"] = f"--xla_gpu_autotune_level=0 --xla_gpu_cuda_data_dir={cuda}"
 
 import jax
@@ -75,10 +76,11 @@ class Chip:
         return Mesh(np.array(topology.devices[:devices]), "x")
 
 
+_CUDA = "jax_cuda13_plugin" if importlib.util.find_spec("jax_cuda13_plugin") else "jax_cuda12_plugin"
 CHIPS = [
     Chip("v5e", 197e12, 819e9, "libtpu"),
     Chip("v6e", 918e12, 1640e9, "libtpu"),
-    Chip("H100", 989e12, 3350e9, "jax_cuda12_plugin"),
+    Chip("H100", 989e12, 3350e9, _CUDA),
 ]
 
 

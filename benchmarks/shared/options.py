@@ -11,9 +11,9 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 def turns_parser(description: str | None, rounds: int, help: str | None = None) -> argparse.ArgumentParser:
     """The parser of a command whose systems take turns.
 
-    `--rounds` counts the turns of each system. The hidden `--worker NAME FOLDER` starts the process of one system.
+    `--rounds` counts the turns of each system. The hidden `--worker FOLDER NAME...` starts the process of some systems.
     """
     options = parser(description)
     options.add_argument("--rounds", type=int, default=rounds, help=help)
-    options.add_argument("--worker", nargs=2, metavar=("NAME", "FOLDER"), help=argparse.SUPPRESS)
+    options.add_argument("--worker", nargs="+", metavar=("FOLDER", "NAME"), help=argparse.SUPPRESS)
     return options

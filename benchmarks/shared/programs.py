@@ -33,7 +33,7 @@ def _given(what: str, answer: Any) -> Any:
     return answer
 
 
-def _computations(text: str) -> tuple[dict[str, str], str]:
+def computations_of(text: str) -> tuple[dict[str, str], str]:
     """A program's computations by name, and the name of the entry computation."""
     computations = dict(re.findall(r"^(?:ENTRY )?%?([\w.-]+) \(.*?\{$(.*?)^\}", text, re.M | re.S))
     entry = re.search(r"^ENTRY %?([\w.-]+)", text, re.M)
@@ -47,7 +47,7 @@ def cycles(text: str) -> int:
 
     A loop's body counts as often as the loop runs, and a conditional counts its most expensive branch.
     """
-    computations, entry = _computations(text)
+    computations, entry = computations_of(text)
 
     def trips(line: str, condition: str) -> int:
         """A loop's constant bound. If the bound is data, the most blocks of 128 outputs that the loop can have."""
@@ -78,7 +78,7 @@ def collectives(text: str) -> dict[str, tuple[int, float]]:
     XLA writes a collective that overlaps with work into several fusions, and gives them one channel; they count once.
     The sums of a shard_map have one channel too, but each has its own addition; they count apart.
     """
-    computations, entry = _computations(text)
+    computations, entry = computations_of(text)
     found: dict[tuple[str, ...], tuple[str, int, int]] = {}
 
     def look(name: str, times: int) -> None:

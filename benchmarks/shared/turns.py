@@ -1,4 +1,7 @@
-"""Times systems fairly on a shared machine: each has its own process, they take turns, and ratios are of one round."""
+"""Times systems fairly on a shared machine.
+
+They have processes of their own and take turns, and a ratio is of turns of one round.
+"""
 
 import statistics
 import subprocess
@@ -14,22 +17,23 @@ Turn = Callable[[], object]
 System = Callable[[Path], Turn]  # reads its inputs from a folder, and returns the function that takes one turn
 
 
-def work(systems: Mapping[str, System], name: str, folder: Path | str) -> None:
-    """Runs one system in its own process: takes a turn for each line on standard input, and prints its seconds."""
+def work(systems: Mapping[str, System], folder: Path | str, *names: str) -> None:
+    """Runs systems in this process: a line on standard input names the one whose turn it is; prints its seconds."""
     answers, sys.stdout = sys.stdout, sys.stderr  # what a library prints must not be taken for an answer
-    turn = systems[name](Path(folder))
-    turn()
-    print("ready", file=answers, flush=True)
-    for _ in sys.stdin:
-        start = time.perf_counter()
+    ready = {name: systems[name](Path(folder)) for name in names}
+    for turn in ready.values():
         turn()
+    print("ready", file=answers, flush=True)
+    for line in sys.stdin:
+        start = time.perf_counter()
+        ready[line.strip()]()
         print(time.perf_counter() - start, file=answers, flush=True)
 
 
 class _Worker:
-    """The process of one system, as the process that asks for its turns sees it."""
+    """The process of some systems, as the process that asks for their turns sees it."""
 
-    def __init__(self, name: str, command: Sequence[str], variables: Mapping[str, str]):
+    def __init__(self, names: Sequence[str], command: Sequence[str], variables: Mapping[str, str]):
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -42,11 +46,11 @@ class _Worker:
         assert self._process.stdout is not None
         self._questions, self._answers = self._process.stdin, self._process.stdout
         if self._answers.readline() != "ready\n":
-            raise RuntimeError(f"{name} did not get ready; run {' '.join(command)} to see why.")
+            raise RuntimeError(f"{', '.join(names)} did not get ready; run {' '.join(command)} to see why.")
 
-    def turn(self) -> float:
+    def turn(self, name: str) -> float:
         """Seconds of one turn."""
-        print(file=self._questions, flush=True)
+        print(name, file=self._questions, flush=True)
         return float(self._answers.readline())
 
     def close(self) -> None:
@@ -55,17 +59,23 @@ class _Worker:
         self._process.wait()
 
 
-def take_turns(module: str, names: Iterable[str], folder: Path, rounds: int) -> dict[str, list[float]]:
+def take_turns(
+    module: str, names: Iterable[str], folder: Path, rounds: int, together: Iterable[Sequence[str]] = ()
+) -> dict[str, list[float]]:
     """Seconds of every turn of every system.
 
     Args:
-      module: the command; `python -m MODULE --worker NAME FOLDER` must call `work`.
+      module: the command; `python -m MODULE --worker FOLDER NAME...` must call `work`.
       names: of the systems, in the order of their turns.
       folder: holds the inputs.
       rounds: turns of each system.
+      together: systems that share a process, where each would take long to start; the others have one each.
     """
-    commands = {name: [sys.executable, "-m", module, "--worker", name, str(folder)] for name in names}
-    return take_turns_of(commands, {}, rounds)
+    names, shared = list(names), [tuple(group) for group in together]
+    alone = [(name,) for name in names if not any(name in group for group in shared)]
+    commands = {group: [sys.executable, "-m", module, "--worker", str(folder), *group] for group in shared + alone}
+    workers = {group: _Worker(group, command, {}) for group, command in commands.items()}
+    return _turns({name: worker for group, worker in workers.items() for name in group}, names, rounds)
 
 
 def take_turns_of(
@@ -78,13 +88,17 @@ def take_turns_of(
       variables: of each system: what its process has in its environment beside that of this checkout's processes.
       rounds: turns of each system.
     """
-    workers = {name: _Worker(name, command, variables.get(name, {})) for name, command in commands.items()}
-    times: dict[str, list[float]] = {name: [] for name in workers}
+    workers = {name: _Worker([name], command, variables.get(name, {})) for name, command in commands.items()}
+    return _turns(workers, list(commands), rounds)
+
+
+def _turns(workers: Mapping[str, _Worker], names: Sequence[str], rounds: int) -> dict[str, list[float]]:
+    times: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(rounds):
-        for name, worker in workers.items():
+        for name in names:
             time.sleep(PAUSE)
-            times[name].append(worker.turn())
-    for worker in workers.values():
+            times[name].append(workers[name].turn(name))
+    for worker in set(workers.values()):
         worker.close()
     return times
 
