@@ -70,11 +70,17 @@ def make_model(
 
 
 def random_params(config: mp.ModelConfig, seed: int = 0) -> dict[str, Any]:
-    """Float32 params of every part, all of them random."""
+    """Float32 params of every part, all of them random, as large as those of `multipatch_reference.reference_model`."""
     chance = np.random.default_rng(seed)
     parts = mp.params.PARTS if config.text else mp.params.PARTS[:2]
-    shapes = mp.params.param_shapes(config, parts)
-    flat = {path: chance.normal(0, 0.05, shape).astype(np.float32) for path, shape in shapes.items()}
+
+    def values(path: str, shape: tuple[int, ...]) -> np.ndarray:
+        kind = path.split("/")[-1]
+        inputs = np.prod(shape["/layers/" in path : -1])
+        deviation = {"bias": 0.1, "scale": 0.2, "embedding": 0.3, "kernel": 1.3 * inputs**-0.5}[kind]
+        return chance.normal(kind == "scale", deviation, shape).astype(np.float32)
+
+    flat = {path: values(path, shape) for path, shape in mp.params.param_shapes(config, parts).items()}
     return jax.tree.map(jax.numpy.asarray, mp.params.unflatten(flat))
 
 
