@@ -1,5 +1,6 @@
 """The commands in `convert/`."""
 
+import importlib.util
 import runpy
 
 import jax.numpy as jnp
@@ -12,6 +13,8 @@ import multipatch_jax as mp
 from tests.helpers.checkpoints import ALL, assert_same_files, assert_same_params
 from tests.helpers.processes import run_python
 from tests.helpers.project import ROOT
+
+verify = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="verify.py needs torch, the reference's")
 
 
 def test_flax_to_hf_command(tiny, tmp_path):
@@ -69,9 +72,11 @@ def test_a_head_of_ones_own_is_left_out_and_named(script, tiny, tmp_path):
         (["flax_to_hf.py", "here", "there", "--revision", "main"], "here has no multipatch_config.json"),
         (["hf_to_flax.py", "nowhere", "here"], "here exists; delete it or choose another name"),
         (["hf_to_flax.py", "here", "there", "--revision", "main"], "--revision is of a hub id, and here is a folder"),
-        (["verify.py", "here", "--revision", "main"], "--revision is of a hub id, and here is a folder"),
-        (["verify.py", "SmolVLM-256M-Instruct", "--revision", "main"], "is a preset's name"),
-        (["verify.py", "here", "--image", "none.png"], "none.png"),
+        pytest.param(
+            ["verify.py", "here", "--revision", "main"], "--revision is of a hub id, and here is a folder", marks=verify
+        ),
+        pytest.param(["verify.py", "SmolVLM-256M-Instruct", "--revision", "main"], "is a preset's name", marks=verify),
+        pytest.param(["verify.py", "here", "--image", "none.png"], "none.png", marks=verify),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(arguments, message, script, tmp_path, monkeypatch):
@@ -85,6 +90,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(arguments, message, script, tm
     assert [path.name for path in tmp_path.rglob("*")] == ["here"]
 
 
+@verify
 @pytest.mark.parametrize("spoil", [False, True])
 def test_verify_names_the_first_stage_that_differs(spoil, tiny, photo, tmp_path):
     Image.fromarray(photo[:100, :90]).save(tmp_path / "photo.png")

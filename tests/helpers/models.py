@@ -56,7 +56,8 @@ def make_model(
     """Makes a reference model, saves it to `folder` and loads it; `change` edits it before it is saved."""
     model = None
     if importlib.util.find_spec("torch") is None:
-        folder.rmdir()  # it is empty, and `export_hf` makes its folder itself
+        if folder.exists():
+            folder.rmdir()  # it is empty, and `export_hf` makes its folder itself
         mp.export_hf(folder, config, random_params(config, seed))
     else:
         import multipatch_reference as reference
