@@ -158,7 +158,7 @@ def programs(
     if size is None:
         return
     params, execution = prepared(chip, mesh, config, 8)
-    image = prepare_image(np.zeros((*size, 3), np.uint8), config.tiling)
+    image = prepare_image(np.zeros((*size, 3), np.uint8), config.tiling, form=execution.resize_form)
     image = image._replace(pixels=chips.on(mesh, image.pixels), steps=chips.on(mesh, image.steps))
     lowered = lower_encode_image(params, image, execution)
     yield f"{f'{chip.name}, encode_image of {size[0]} x {size[1]}':<44} {compiled(lowered)[1]}"

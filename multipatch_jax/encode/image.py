@@ -18,7 +18,7 @@ from multipatch_jax.arguments import check_array
 from multipatch_jax.config import ModelConfig
 from multipatch_jax.encode.execution import prepare_execution
 from multipatch_jax.encode.programs import encode_exact_program, encode_prepared_program, encode_tiles_program
-from multipatch_jax.image import load_image, prepare_image, tile_image_host
+from multipatch_jax.image import load_image, on_device, prepare_image, tile_image_host
 from multipatch_jax.nn import Compute
 from multipatch_jax.params import Params
 from multipatch_jax.presets import SMOLVLM_256M
@@ -70,9 +70,10 @@ def encode_image(
         tiles = np.concatenate([tile_image_host(one, config.tiling) for one in image])
         tokens = encode_tiles_program(params, tiles, execution=execution)
         return tokens.reshape(len(image), -1, tokens.shape[-1])
-    plan, pixels, steps, tiles = prepare_image(image, config.tiling)
+    plan, pixels, steps, tiles = prepare_image(image, config.tiling, form=execution.resize_form)
     if tiles is None:
-        tokens = encode_prepared_program(params, pixels, steps, num_tiles=plan.num_tiles, execution=execution)
+        with on_device(pixels) as arrays:
+            tokens = encode_prepared_program(params, arrays, steps, num_tiles=plan.num_tiles, execution=execution)
     else:
         tokens = encode_tiles_program(params, tiles, execution=execution)
     return tokens.reshape(-1, tokens.shape[-1])

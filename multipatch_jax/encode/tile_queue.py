@@ -29,8 +29,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import UInt8
 
 from multipatch_jax.encode.execution import Execution, on_each_device
+from multipatch_jax.encode.jit import Program
 from multipatch_jax.encode.programs import trace_encode
-from multipatch_jax.image import MAX_GRID, PreparedImage, blank_images, tile_padded
+from multipatch_jax.image import MAX_GRID, PreparedImage, blank_images, send_pieces, tile_padded
 from multipatch_jax.params import Params
 
 CAPACITY = MAX_GRID**2 + 1  # tiles written by one append: the most that an image in a size bucket has
@@ -113,8 +114,7 @@ def _append_tiles(tiles, buffer, device, offset, *, execution):
     return _append(lambda tiles, _: tiles, tiles, buffer, device, offset, None, execution.mesh)
 
 
-@functools.partial(jax.jit, static_argnames=("size", "execution"), donate_argnames=("buffer",))
-def _encode_chunk(params, buffer, *, size, execution):
+def _encode_front(params, buffer, *, size, execution):
     """Encode the first `size` tiles of every device's buffer; return their tokens, and the buffers moved forward."""
     on_one_device = dataclasses.replace(execution, mesh=None)
 
@@ -122,6 +122,9 @@ def _encode_chunk(params, buffer, *, size, execution):
         return trace_encode(params, buffer[:size], on_one_device), jnp.roll(buffer, -size, axis=0)
 
     return on_each_device(encode, execution.mesh, False, True)(params, buffer)
+
+
+_encode_chunk = Program(_encode_front, static=("size",), donated=("buffer",))
 
 
 class TileQueue:
@@ -165,7 +168,7 @@ class TileQueue:
         while self._running:
             self._deliver()
 
-    def _append(self, program: Callable[..., jax.Array], source: np.ndarray, deliver: Sequence[Deliver]) -> None:
+    def _append(self, program: Callable[..., jax.Array], source: Any, deliver: Sequence[Deliver]) -> None:
         device = min(range(len(self._waiting)), key=lambda i: len(self._waiting[i]))
         offset = np.int32(len(self._waiting[device]))
         self._buffer = program(
@@ -175,10 +178,16 @@ class TileQueue:
         while min(map(len, self._waiting)) >= self._chunk:
             self._encode(self._chunk)
 
-    def _send(self, source: np.ndarray, device: int) -> Any:
+    def _send(self, source: Any, device: int) -> Any:
+        """Send an array, or the pieces of an image, to one device; without a mesh, a call sends arrays by itself."""
+        send = None if self._mesh is None else functools.partial(self._send_share, device=device)
+        if isinstance(source, tuple):
+            return send_pieces(source, send)
+        return source if send is None else send(source)
+
+    def _send_share(self, source: np.ndarray, device: int) -> jax.Array:
         """Send `source` to one device, as its share of an array over all devices; the other shares are placeholders."""
-        if self._mesh is None:
-            return source
+        assert self._mesh is not None
         devices = list(self._mesh.devices.flat)
         if source.shape not in self._placeholders:
             self._placeholders[source.shape] = [jax.device_put(np.zeros_like(source), one) for one in devices]
@@ -235,9 +244,9 @@ def lower_stream(
     place = (buffer, np.int32(0), np.int32(0))
     for size in {CHUNK * batch_size, batch_size}:
         yield f"encode {size} tiles", _encode_chunk.lower(params, buffer, size=size, execution=execution)
-    for image in blank_images(execution.config.tiling) if on_device else ():
-        assert image.pixels is not None
-        name, pixels = f"append an image of {len(image.pixels)} pixels", shares(*image.pixels.shape)
+    for image in blank_images(execution.config.tiling, execution.resize_form) if on_device else ():
+        name = f"append an image of {image.plan.height} pixels"
+        pixels = jax.tree.map(lambda array: shares(*array.shape), image.pixels)
         yield name, _append_image.lower(pixels, *place, steps=image.steps, execution=execution)
     yield "new buffer", _new_buffer.lower(execution=execution)
     yield "append tiles", _append_tiles.lower(shares(CAPACITY, side, side, 3), *place, execution=execution)

@@ -3,6 +3,7 @@
 from multipatch_jax.image.host import tile_image_host
 from multipatch_jax.image.load import count_pixels, load_image
 from multipatch_jax.image.open import ImageError
+from multipatch_jax.image.pieces import on_device, send_pieces
 from multipatch_jax.image.plan import MAX_IMAGE_SIZE, TilePlan, plan_tiles
 from multipatch_jax.image.prepare import PreparedImage, blank_images, bucket_side, prepare_image
 from multipatch_jax.image.resize import default_resize_form
@@ -22,9 +23,11 @@ __all__ = [
     "default_resize_form",
     "load_image",
     "normalize",
+    "on_device",
     "padded_steps",
     "plan_tiles",
     "prepare_image",
+    "send_pieces",
     "tile_image",
     "tile_image_host",
     "tile_padded",

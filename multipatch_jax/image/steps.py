@@ -125,6 +125,11 @@ class TilingSteps(NamedTuple):
     cols: Int32[Array | np.ndarray, ""]
     grid_tiles: Int32[Array | np.ndarray, ""]
 
+    @property
+    def image_size(self) -> Int32[Array | np.ndarray, "2"]:
+        """(height, width) of the image, in pixels."""
+        return next(step.in_size for step in self[:3] if step is not None)
+
 
 def pad_axis_weights(one: AxisWeights, out_size: int, taps: int) -> AxisWeights:
     """Pad weights with zeros to `out_size` outputs of `taps` taps each, so that their shape is static.

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float32, UInt8
 
 from multipatch_jax.arguments import check_image
 from multipatch_jax.config import TilingConfig
+from multipatch_jax.image.pieces import join_pieces, on_device
 from multipatch_jax.image.plan import plan_tiles
 from multipatch_jax.image.prepare import prepare_image
 from multipatch_jax.image.resize import FORMS, default_resize_form, resize
@@ -17,7 +18,7 @@ from multipatch_jax.image.steps import TilingSteps, tiling_steps
 
 
 def tile_padded(
-    padded: UInt8[Array | np.ndarray, "H W 3"],
+    padded: UInt8[Array | np.ndarray, "H W 3"] | tuple[UInt8[Array | np.ndarray, " piece"], ...],
     steps: TilingSteps,
     *,
     num_tiles: int,
@@ -29,13 +30,15 @@ def tile_padded(
     One compiled program serves all images of a bucket for a given `num_tiles`.
 
     Args:
-      padded: the image in the upper left corner of its bucket. Pixels beyond the image have no influence.
+      padded: the image in the upper left corner of its bucket, or its pieces (`image/pieces.py`). Pixels beyond the
+        image have no influence.
       steps: result of `tiling_steps` for this image and bucket.
       num_tiles: number of tiles to return, at least the image's own number. Tiles after those are undefined.
       tiling: the config that `steps` were made with.
-      form: of the resize, "gather" or "banded"; both give the same bytes. See `image/resize.py`.
+      form: of the resize, "gather", "banded" or "batched"; all give the same bytes. See `image/resize.py`.
     """
-    tile, x = tiling.tile_size, jnp.asarray(padded)
+    tile = tiling.tile_size
+    x = join_pieces(padded, steps.image_size[1]) if isinstance(padded, tuple) else jnp.asarray(padded)
     one_resize = functools.partial(resize, filter=tiling.filter, form=form)
     for step in (steps.to_longest_edge, steps.to_multiples):
         x = x if step is None else one_resize(x, step)
@@ -59,6 +62,7 @@ def _tile_padded(padded, steps, *, num_tiles, tiling, form):
 def _tile_exact(image, *, tiling, form):
     plan = plan_tiles(image.shape[0], image.shape[1], tiling)
     steps = tiling_steps(plan, tiling)  # NumPy arrays, which become constants of the program
+    form = "banded" if form == "batched" else form  # no trips are data here, and loops need less memory under vmap
     return tile_padded(image, steps, num_tiles=plan.num_tiles, tiling=tiling, form=form)
 
 
@@ -72,13 +76,13 @@ def tile_image(
 
     Args:
       image: RGB pixels.
-        * A NumPy array is padded to a size bucket; one compiled program serves all images of a bucket and number of
+        * A NumPy array is put into a size bucket; one compiled program serves all images of a bucket and number of
           tiles. An image that fits no bucket is tiled on the host, with the same bytes.
         * A `jax.Array`, traced or not, gets a program of its exact shape, so this function works inside your own `jit`
           and `vmap`.
       tiling: the model's `config.tiling`.
-      implementation: form of the resize, "gather" or "banded"; both give the same bytes. None chooses the faster one
-        for the default backend.
+      implementation: form of the resize, "gather", "banded" or "batched"; all give the same bytes. None chooses the
+        fastest one for the default backend.
 
     Returns:
       The tiles, row by row, and the global tile last if the image has one.
@@ -92,11 +96,11 @@ def tile_image(
     form = implementation or default_resize_form()
     if isinstance(image, jax.Array):
         return _tile_exact(image, tiling=tiling, form=form)
-    prepared = prepare_image(image, tiling)
-    if prepared.tiles is not None:
-        return jnp.asarray(prepared.tiles)
-    num_tiles = prepared.plan.num_tiles
-    return _tile_padded(prepared.pixels, prepared.steps, num_tiles=num_tiles, tiling=tiling, form=form)
+    plan, pixels, steps, tiles = prepare_image(image, tiling, form=form)
+    if tiles is not None:
+        return jnp.asarray(tiles)
+    with on_device(pixels) as arrays:
+        return _tile_padded(arrays, steps, num_tiles=plan.num_tiles, tiling=tiling, form=form)
 
 
 def normalize(tiles: UInt8[Array, "..."]) -> Float32[Array, "..."]:

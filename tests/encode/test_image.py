@@ -22,6 +22,7 @@ def test_encode_image_is_the_tiles_tokens_in_order(size, tiny):
     assert distance(got, expected) <= tolerances.SAME_PROGRAM
 
 
+@pytest.mark.gpu
 def test_every_kind_of_source_gives_the_same_tokens(tiny, photo, tokens, tmp_path):
     path = tmp_path / "photo.png"
     Image.fromarray(photo).save(path)
@@ -43,6 +44,7 @@ def test_a_batch_equals_its_images_one_by_one(tiny):
 # Inside the user's own transformations.
 
 
+@pytest.mark.gpu
 def test_in_the_users_jit_and_vmap(tiny, photo, tokens):
     def encode(params, image):
         return mp.encode_image(params, image, config=tiny.config)
@@ -54,6 +56,7 @@ def test_in_the_users_jit_and_vmap(tiny, photo, tokens):
     assert distance(mapped[1], encode(tiny.params, photo[::-1])) <= tolerances.SAME_PROGRAM
 
 
+@pytest.mark.gpu
 def test_gradients_reach_every_parameter(tiny):
     image = jnp.asarray(noise(64, 64))
     gradients = jax.grad(lambda p: mp.encode_image(p, image, config=tiny.config).std())(

@@ -16,10 +16,12 @@ from tests.helpers.processes import many_devices, python_output
 
 ON_A_MESH = """
 import json, re, sys
+from unittest import mock
 import jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 import multipatch_jax as mp
-from multipatch_jax.encode import tile_queue
+from multipatch_jax.encode import execution, tile_queue
+from multipatch_jax.image import prepare
 from tests.helpers.images import random_images
 
 folder, out = sys.argv[1:]
@@ -32,15 +34,19 @@ for tile_on in ("device", "host"):
     with mp.encode.forbid_compilations():
         results = mp.encode_images(params, random_images(24), **options)
     tokens |= {f"{tile_on}{i}": x for i, x in enumerate(results)}
+as_on_a_gpu = {"default_resize_form": lambda platform=None: "batched"}  # which takes images in pieces
+with mock.patch.multiple(execution, **as_on_a_gpu), mock.patch.multiple(prepare, **as_on_a_gpu):
+    results = mp.encode_images(params, random_images(4, largest=900), config=config)
+tokens |= {f"pieces{i}": x for i, x in enumerate(results)}
 image = next(random_images(1))
 tokens["image"] = mp.encode_image(params, image, config=config)
 tokens["array"] = mp.encode_image(params, jax.numpy.asarray(image), config=config)
 tokens["tiles"] = mp.encode_tiles(params, mp.tile_image_host(image, config.tiling), config=config)
 np.savez(out, **tokens)
 
-params, execution = mp.encode.prepare_execution(params, config)
-buffer = tile_queue._new_buffer(execution=execution)
-chunk = dict(mp.encode.lower_stream(params, execution))["encode 4 tiles"].compile()
+params, decided = mp.encode.prepare_execution(params, config)
+buffer = tile_queue._new_buffer(execution=decided)
+chunk = dict(mp.encode.lower_stream(params, decided))["encode 4 tiles"].compile()
 print(json.dumps({
     "buffer": buffer.shape,
     "share": buffer.addressable_shards[0].data.shape,
@@ -63,6 +69,13 @@ def test_a_stream_has_the_tokens_of_one_device(on_a_mesh, tile_on, tiny):
     tokens, _ = on_a_mesh
     for i, expected in enumerate(mp.encode_images(tiny.params, random_images(24), config=tiny.config)):
         assert distance(tokens[f"{tile_on}{i}"], expected) <= tolerances.SAME_PROGRAM
+
+
+def test_images_in_pieces_have_the_tokens_of_one_device(on_a_mesh, tiny):
+    tokens, _ = on_a_mesh
+    images = random_images(4, largest=900)
+    for i, expected in enumerate(mp.encode_images(tiny.params, images, config=tiny.config)):
+        assert distance(tokens[f"pieces{i}"], expected) <= tolerances.SAME_PROGRAM
 
 
 @pytest.mark.parametrize("name", ["image", "array", "tiles"])

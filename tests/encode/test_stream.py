@@ -40,6 +40,7 @@ def test_200_sizes_compile_nothing_after_warmup(tile_on, batch_size, tiny):
         assert distance(got, expected) <= tolerances.SAME_PROGRAM
 
 
+@pytest.mark.gpu
 def test_images_of_every_bucket_and_beyond(tiny):
     images = [np.full((side, 30, 3), 90, np.uint8) for side in (900, 1800, 3600, 5000)]
     for tile_on in ("device", "host"):

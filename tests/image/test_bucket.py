@@ -21,12 +21,13 @@ from multipatch_jax.image import (
     tile_image_host,
     tile_padded,
 )
+from multipatch_jax.image.resize import FORMS
 from multipatch_jax.resamplers import RESAMPLERS, Resampler
 from tests.helpers.images import black_and_white, plan_of
 from tests.helpers.tiling import SMALL, assert_same_bytes
 
 
-@pytest.mark.parametrize("form", ["gather", "banded"])
+@pytest.mark.parametrize("form", FORMS)
 def test_one_compilation_for_a_bucket_and_a_number_of_tiles(form):
     static = {"num_tiles": 13, "tiling": SMALL, "form": form}
     tiles_of: Any = jax.jit(functools.partial(tile_padded, **static))
@@ -74,13 +75,15 @@ def test_an_image_is_in_a_bucket_or_cut_into_tiles():
     assert_same_bytes(large.tiles, tile_image_host(black_and_white(4097, 10), SMALL))
 
 
-def test_blank_images_have_the_shapes_of_every_image_of_their_bucket():
-    blanks = {image.pixels.shape: image for image in blank_images(SMALL) if image.pixels is not None}
-    assert list(blanks) == [(side, side, 3) for side in (1024, 2048, 4096)]
-    prepared = prepare_image(black_and_white(300, 1500), SMALL)
-    assert prepared.pixels is not None
-    blank = blanks[prepared.pixels.shape]
-    assert jax.tree.map(np.shape, prepared.steps) == jax.tree.map(np.shape, blank.steps)
+@pytest.mark.parametrize("form", FORMS)
+def test_blank_images_have_the_shapes_of_every_image_of_their_bucket(form):
+    blanks = list(blank_images(SMALL, form))
+    assert [image.plan.height for image in blanks] == [1024, 2048, 4096]
+    for blank, size in zip(blanks, ((300, 900), (2048, 3), (40, 2100)), strict=True):
+        prepared = prepare_image(black_and_white(*size), SMALL, form=form)
+        assert isinstance(prepared.pixels, tuple) == (form == "batched")
+        shapes = [jax.tree.map(np.shape, (image.pixels, image.steps)) for image in (prepared, blank)]
+        assert shapes[0] == shapes[1]
 
 
 @settings(max_examples=200, deadline=None)
@@ -108,8 +111,8 @@ def test_what_does_not_fit_the_device(size, options):
 
 def test_padding_to_a_bucket():
     image = black_and_white(700, 1030)
-    padded = prepare_image(image).pixels
-    assert padded is not None
+    padded = prepare_image(image, form="banded").pixels
+    assert isinstance(padded, np.ndarray)
     assert padded.shape == (2048, 2048, 3)
     assert np.array_equal(padded[:700, :1030], image)
     assert not padded[700:].any()

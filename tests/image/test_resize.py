@@ -1,4 +1,4 @@
-"""The device's resize, by gathering and by banded matrix products, against Pillow's and torch's own, in every byte."""
+"""The device's resize, in each of its forms, against Pillow's and torch's own, in every byte."""
 
 import functools
 import math
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from multipatch_jax.image import resize as resize_module
-from multipatch_jax.image.resize import default_resize_form, resize
+from multipatch_jax.image.resize import FORMS, default_resize_form, resize
 from multipatch_jax.image.steps import ResizePlan, pad_axis_weights
 from multipatch_jax.resamplers import FILTERS as FILTER_TABLE
 from tests.helpers.images import mixed_noise
@@ -42,7 +42,7 @@ ODD_SIZES = [
 
 
 @pytest.mark.parametrize(("in_size", "out_size"), ODD_SIZES)
-@pytest.mark.parametrize("form", ["gather", "banded"])
+@pytest.mark.parametrize("form", FORMS)
 def test_resize_on_the_device(in_size, out_size, form):
     image = mixed_noise(*in_size)
     step = exact_step(in_size, out_size)
@@ -51,7 +51,7 @@ def test_resize_on_the_device(in_size, out_size, form):
     assert np.array_equal(got, pillow(image, out_size, "lanczos"))
 
 
-@pytest.mark.parametrize("form", ["gather", "banded"])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", FILTERS)
 def test_one_program_resizes_images_of_all_sizes(name, form):
     """Sizes, weights, order and skipped passes are data; the padding has no influence."""
@@ -89,34 +89,34 @@ def test_one_program_resizes_images_of_all_sizes(name, form):
 
 
 @pytest.mark.parametrize(("in_size", "out_size"), [((700, 17), (129, 17)), ((17, 90), (17, 300))])
-def test_gather_equals_banded(in_size, out_size):
+def test_all_forms_are_equal(in_size, out_size):
     image, step = mixed_noise(*in_size), exact_step(in_size, out_size, "bicubic", "torchvision")
-    gather, banded = (
-        jax.jit(functools.partial(resize, filter="bicubic", form=one))(image, step) for one in ("gather", "banded")
-    )
-    assert np.array_equal(gather, banded)
-    assert np.array_equal(gather, torch_antialiased(image, out_size, "bicubic"))
+    for form in FORMS:
+        got = jax.jit(functools.partial(resize, filter="bicubic", form=form))(image, step)
+        assert np.array_equal(got, torch_antialiased(image, out_size, "bicubic"))
 
 
-def test_too_many_taps_for_float32_are_gathered(monkeypatch):
-    assert resize_module._MAX_BANDED_TAPS * 128 * 255 < 2**24
-    monkeypatch.setattr(resize_module, "_MAX_BANDED_TAPS", 20)
-    monkeypatch.setattr(resize_module, "_banded_pass", None)
+@pytest.mark.parametrize("form", ["banded", "batched"])
+def test_too_many_taps_for_float32_are_gathered(form, monkeypatch):
+    assert resize_module.MAX_TAPS * 128 * 255 < 2**24
+    monkeypatch.setattr(resize_module, "MAX_TAPS", 20)
+    monkeypatch.setattr(resize_module, f"{form}_pass", None)
     image, step = mixed_noise(40, 3), exact_step((40, 3), (8, 3))
     assert step.vertical.weights.shape[1] == 30
-    assert np.array_equal(resize(jnp.asarray(image), step, form="banded"), pillow(image, (8, 3), "lanczos"))
+    assert np.array_equal(resize(jnp.asarray(image), step, form=form), pillow(image, (8, 3), "lanczos"))
 
 
 def test_resize_under_vmap():
     images = np.stack([mixed_noise(40, 50, seed) for seed in range(3)])
     step = exact_step((40, 50), (25, 70))
-    for form in ("gather", "banded"):
+    for form in FORMS:
         got = jax.vmap(functools.partial(resize, step=step, form=form))(jnp.asarray(images))
         for one, image in zip(got, images, strict=True):
             assert np.array_equal(one, pillow(image, (25, 70), "lanczos"))
 
 
 def test_the_form_suits_the_backend(monkeypatch):
-    assert default_resize_form() == {"cpu": "gather"}.get(jax.default_backend(), "banded")
-    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    assert default_resize_form() == "banded"
+    for platform, form in {"cpu": "gather", "tpu": "banded", "gpu": "batched", "cuda": "batched"}.items():
+        assert default_resize_form(platform) == form
+        monkeypatch.setattr(jax, "default_backend", lambda platform=platform: platform)
+        assert default_resize_form() == form

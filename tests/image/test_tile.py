@@ -83,6 +83,7 @@ def test_small_tiles_are_the_references():
     assert program._cache_size() == len(programs) < len(grids)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize(("index", "implementation"), [(25, "gather"), (60, "banded")])
 def test_exact_shapes_on_the_device(index, implementation):
     image = small_images()[index]
@@ -108,6 +109,7 @@ FULL_SIZES = {  # and whether to tile it on the device too, which takes a progra
 }
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize(("size", "on_device"), FULL_SIZES.items())
 def test_full_size_tiles_are_the_references(size, on_device):
     photos = photographs()
