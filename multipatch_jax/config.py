@@ -171,12 +171,26 @@ class TilingConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class TextConfig:
-    """The language model, a Llama: fields of `text_config` in config.json.
+class RopeConfig:
+    """Llama 3's rotary positions for long texts: fields of `rope_scaling` in config.json. `nn/rotary.py` uses them."""
 
-    This package does not run the language model. Its config gives the shapes that are needed to load, check and save
-    its params.
-    """
+    factor: float = 8.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position_embeddings: int = 8192
+    rope_type: str = "llama3"
+
+    def __post_init__(self):
+        require_choices(self, rope_type=("llama3",))
+        _require_float(self, "factor", "low_freq_factor", "high_freq_factor")
+        _require_int(self, "original_max_position_embeddings")
+        if self.high_freq_factor <= self.low_freq_factor:
+            _refuse(self, "high_freq_factor", f"above low_freq_factor, {self.low_freq_factor}")
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """The language model, a Llama: fields of `text_config` in config.json."""
 
     hidden_size: int = 4096
     intermediate_size: int = 11008
@@ -188,6 +202,8 @@ class TextConfig:
     max_position_embeddings: int = 2048
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
+    rope_scaling: RopeConfig | None = None
+    hidden_act: str = "silu"
     pad_token_id: int | None = None
     tie_word_embeddings: bool = False
 
@@ -196,6 +212,12 @@ class TextConfig:
         _require_int(self, "num_key_value_heads", "head_dim", "vocab_size", "max_position_embeddings")
         _require_float(self, "rms_norm_eps", "rope_theta")
         _require(self, bool, "tie_word_embeddings")
+        _require(self, str, "hidden_act")
+        require_choices(self, hidden_act=("silu",))
+        if self.rope_scaling is not None:
+            _require(self, RopeConfig, "rope_scaling")
+        if self.head_dim % 2:
+            _refuse(self, "head_dim", "an even number, because rotary positions turn pairs of channels")
         if self.pad_token_id is not None:
             _require_int(self, "pad_token_id", least=0)
         if self.num_attention_heads % self.num_key_value_heads:
@@ -269,6 +291,9 @@ def config_from_dict(raw: dict[str, Any]) -> ModelConfig:
         raise ValueError(f"Not a config that this version wrote: expected an object, got {reprlib.repr(raw)}.")
     fields: dict[str, Any] = {name: value for name, value in raw.items() if name not in not_saved}
     try:
+        text = fields.get("text")
+        if isinstance(text, dict) and isinstance(text.get("rope_scaling"), dict):
+            fields["text"] = text | {"rope_scaling": RopeConfig(**text["rope_scaling"])}
         fields |= {key: cls(**fields[key]) for key, cls in PARTS.items() if fields.get(key) is not None}
         return ModelConfig(**fields)
     except TypeError as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from multipatch_jax.checkpoint.hf_keys import KEYS, MARK, check_ignore_keys, read_section, short
-from multipatch_jax.config import ConnectorConfig, ModelConfig, TextConfig, TilingConfig, VisionConfig
+from multipatch_jax.config import ConnectorConfig, ModelConfig, RopeConfig, TextConfig, TilingConfig, VisionConfig
 from multipatch_jax.files import read_json, require_path
 from multipatch_jax.presets import PRESETS
 from multipatch_jax.resamplers import FILTERS
@@ -17,6 +17,8 @@ from multipatch_jax.resamplers import FILTERS
 RETRIEVER, EMBEDDING_SIZE = "ColIdefics3", 128  # this class of the reference has only this size
 PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
 OTHERS = ("do_center_crop",)  # keys of other image processors, which the reference's do not write
+ROPE_KEYS = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
+LLAMA3_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 NO_TEXT = {"text": None}  # what `MARK` says of a model whose language model is unknown
 T = TypeVar("T")
 
@@ -37,16 +39,43 @@ def _longest_edge(section: dict[str, Any], key: str, default: int, where: str) -
     return pixels
 
 
+def _rope(scaling: Any, parameters: Any, where: str) -> dict[str, Any]:
+    """Return `rope_theta` and the fields of `rope_scaling`, as far as the keys of rotary positions say them.
+
+    Args:
+      scaling: value of `rope_scaling`, where transformers 4 has the scaling. As in the reference, it goes first.
+      parameters: value of `rope_parameters`, where transformers 5 has scaling and theta.
+    """
+    for name, value in {"rope_scaling": scaling, "rope_parameters": parameters}.items():
+        if not isinstance(value, dict | None):
+            raise ValueError(f"{where}: {name} must be a JSON object, got {short(value)}.")
+    name, rope = ("rope_scaling", scaling) if scaling else ("rope_parameters", parameters or {})
+    rope = {key: value for key, value in rope.items() if value is not None}
+    kind, known = rope.get("rope_type", rope.get("type", "default")), {*ROPE_KEYS, *LLAMA3_KEYS}
+    if kind not in ("default", "llama3") or rope.keys() - known or rope.get("partial_rotary_factor", 1) != 1:
+        raise ValueError(
+            f"{where}: {name} must be of rope_type default or llama3, turn all channels and have no keys but "
+            f"{', '.join(sorted(known))}, got {short(rope)}."
+        )
+    found = {"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {}
+    if kind == "default":
+        return found
+    missing = {*LLAMA3_KEYS[:3]} - rope.keys()  # the fourth has a default
+    if missing:
+        raise ValueError(f"{where}: {name} of rope_type llama3 lacks {', '.join(sorted(missing))}: {short(rope)}.")
+    return found | {"rope_scaling": {key: rope[key] for key in LLAMA3_KEYS if key in rope}}
+
+
 def _text(config: Any, tied: Any, ignore_keys: Collection[str]) -> TextConfig:
     """Return the config of the language model, from the value of `text_config` and of the top `tie_word_embeddings`."""
     where = "config.json: text_config"
     # The reference's eps is 1e-5 without a text_config, and Llama's default 1e-6 in a text_config that leaves it out.
     text = read_section({"rms_norm_eps": 1e-5} if config is None else config, where, ignore_keys)
-    rope = text.pop("rope_parameters", {})  # transformers 5 moved rope_theta there
-    if not isinstance(rope, dict):
-        raise ValueError(f"{where}: rope_parameters must be a JSON object, got {short(rope)}.")
-    if rope.get("rope_theta") is not None:
-        text.setdefault("rope_theta", rope["rope_theta"])
+    text |= _rope(text.pop("rope_scaling", None), text.pop("rope_parameters", None), where)
+    scaling = text.get("rope_scaling")
+    if scaling is not None:
+        scaling.setdefault("original_max_position_embeddings", text.get("max_position_embeddings", 2048))
+        text["rope_scaling"] = _build(RopeConfig, where, scaling)
     text["tie_word_embeddings"] = tied
     heads, width = text.get("num_attention_heads", 32), text.get("hidden_size", 4096)
     if isinstance(heads, int) and isinstance(width, int) and 0 < heads <= width:  # otherwise TextConfig refuses them
@@ -174,7 +203,7 @@ def config_to_hf(config: ModelConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     if text is None:
         top[MARK] = NO_TEXT
     else:
-        top["text_config"] |= {**dataclasses.asdict(text), "attention_bias": False, "mlp_bias": False}
+        top["text_config"] |= {**dataclasses.asdict(text), **KEYS["config.json: text_config"].fixed}
         top["tie_word_embeddings"] = text.tie_word_embeddings
     preprocessor = {
         "image_processor_type": f"{names}ImageProcessor",

@@ -120,7 +120,8 @@ def _config(base: JSON, ours: JSON, dtype: str | None) -> JSON:
     text, theirs = top["text_config"], base.get("text_config")
     rope = theirs.get("rope_parameters") if isinstance(theirs, dict) else None
     if isinstance(rope, dict) and "rope_theta" in text:  # where transformers 5 has it
-        text["rope_parameters"] = rope | {"rope_theta": text["rope_theta"]}
+        scaling = text["rope_scaling"] or {"rope_type": "default"}
+        text["rope_parameters"] = scaling | {"rope_theta": text["rope_theta"]}
     # Copies of the text_config's sizes that trainers write.
     top |= {key: text[key] for key in KEYS[CONFIG].ignored if key in top and key in text}
     for section in (top, top["vision_config"], text):

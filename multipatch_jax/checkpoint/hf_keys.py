@@ -77,9 +77,9 @@ KEYS = {
     ),
     "config.json: text_config": Keys(
         read=(*_fields(TextConfig), "rope_parameters"),
-        fixed={},
-        ignored=_words("""attention_bias hidden_act is_llama_config mlp_bias perceiver_config pixel_shuffle_factor
-        pretraining_tp qk_layer_norms rope_interleaved rope_scaling use_resampler"""),
+        fixed={"attention_bias": False, "mlp_bias": False},
+        ignored=_words("""is_llama_config perceiver_config pixel_shuffle_factor pretraining_tp qk_layer_norms
+        rope_interleaved use_resampler"""),
     ),
     "preprocessor_config.json": Keys(
         read=_words("do_resize do_image_splitting size max_image_size resample"),

@@ -43,10 +43,9 @@ def from_pretrained(
       name_or_path: a hub id ("HuggingFaceTB/SmolVLM-256M-Instruct"), a folder in Hugging Face's layout (config.json,
         preprocessor_config.json, one or several .safetensors), or a folder that `save_pretrained` wrote.
       dtype: dtype of the params ("bfloat16", "float32" or "float16"); None keeps the stored dtype and every bit.
-      parts: which of "vision", "connector", "embeddings" and "text" to load. Only these are read from the disk, and
-        only shards that hold them are downloaded. "text" (decoder and lm_head, or a retriever's projection) includes
-        "embeddings". No function here runs the decoder: its params are loaded only to be saved again. From a folder of
-        `save_pretrained`, subtrees of a user's own are loaded with any parts.
+      parts: which of "vision", "connector", "embeddings" and "text" to load, or "all". Only these are read from the
+        disk, and only shards that hold them are downloaded. "text" (decoder and lm_head, or a retriever's projection)
+        includes "embeddings". From a folder of `save_pretrained`, subtrees of a user's own are loaded with any parts.
       sharding: a function (path, shape) -> sharding of that parameter, with paths such as
         "vision_model/post_layernorm/scale". None puts all params on JAX's default device.
       progress: whether to show a bar that counts tensors. A folder of `save_pretrained` is read without a bar.
@@ -236,10 +235,12 @@ def _check_dtype(dtype: Any) -> Any:
 
 
 def _check_names(parts: Iterable[str]) -> tuple[str, ...]:
-    """Return `parts`, one name or several, as a tuple."""
+    """Return `parts`, one name or several, as a tuple; "all" stands for all of them."""
     if isinstance(parts, str) or not isinstance(parts, Iterable):
         parts = (parts,)
     parts = tuple(parts)
+    if parts == ("all",):
+        return PARTS
     if not parts or any(part not in PARTS for part in parts):
-        raise ValueError(f"parts must name some of {PARTS}, got {parts!r:.200}.")
+        raise ValueError(f'parts must name some of {PARTS}, or be "all", got {parts!r:.200}.')
     return parts

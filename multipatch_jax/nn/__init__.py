@@ -1,4 +1,5 @@
-"""The networks: pixels of one tile -> features of the vision tower -> visual tokens; and a retriever's head.
+"""The networks: pixels of one tile -> features of the vision tower -> visual tokens; the text decoder; and a
+retriever's head.
 
 `docs/architecture.md` explains the shape letters of the annotations.
 """
@@ -8,6 +9,8 @@ from multipatch_jax.nn.compute import Compute, resolve_compute
 from multipatch_jax.nn.connector import Idefics3Connector, pixel_unshuffle
 from multipatch_jax.nn.connectors import CONNECTORS, connector_of
 from multipatch_jax.nn.encoders import ENCODERS
+from multipatch_jax.nn.kv_cache import KVCache, init_cache, split_layers
+from multipatch_jax.nn.llama import LlamaModel, logits
 from multipatch_jax.nn.model import MultiPatchVisionProcessor, init_params
 from multipatch_jax.nn.platforms import Target, this_machine
 from multipatch_jax.nn.retrieval import retrieval_embeddings
@@ -19,13 +22,18 @@ __all__ = [
     "KERNELS",
     "Compute",
     "Idefics3Connector",
+    "KVCache",
+    "LlamaModel",
     "MultiPatchVisionProcessor",
     "Target",
     "VisionTransformer",
     "connector_of",
+    "init_cache",
     "init_params",
+    "logits",
     "pixel_unshuffle",
     "resolve_compute",
     "retrieval_embeddings",
+    "split_layers",
     "this_machine",
 ]

@@ -120,8 +120,10 @@ def _require_model(config: Any) -> None:
 
 
 def _check_names(parts: Any) -> set[str]:
-    """Return one name or several of `PARTS` as a set."""
+    """Return one name or several of `PARTS` as a set; "all" stands for all of them."""
     names = (parts,) if isinstance(parts, str) or not isinstance(parts, Iterable) else tuple(parts)
+    if names == ("all",):
+        return set(PARTS)
     if not names or any(name not in PARTS for name in names):
         raise ValueError(f"parts must name some of {PARTS}, got {repr(parts)[:200]}.")
     return set(names)
@@ -131,7 +133,7 @@ def check_parts(config: ModelConfig, parts: Iterable[str]) -> tuple[str, ...]:
     """Return `parts` in the order of `PARTS`, with "embeddings" added where "text" is among them.
 
     Args:
-      parts: one name or several of `PARTS`.
+      parts: one name or several of `PARTS`, or "all".
 
     Raises:
       ValueError: no names, an unknown name, or a part of the language model where `config.text` is None.

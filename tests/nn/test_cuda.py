@@ -52,7 +52,7 @@ def test_cudnns_gradients_are_as_good_as_plains(shape):
     plain = gradients("plain", jnp.bfloat16, real)
     mine = gradients("cudnn", jnp.bfloat16, None, patches=None if real == shape[0] else real)
     for one, other, truth in zip(mine, plain, exact, strict=True):
-        # Each side rounds the scores' gradients to bfloat16 in another place, so they are held to twice a value's bound.
+        # Each rounds the gradients of scores to bfloat16 in another place: they are held to twice a value's bound.
         assert distance(of_real(one, real), truth) <= 2 * tolerances.BFLOAT16_RATIO * distance(other, truth)
 
 

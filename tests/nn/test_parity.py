@@ -59,6 +59,7 @@ def test_float32_with_sharp_attention_and_large_channels(photo, tmp_path):
     assert_float32_parity(ours, features32, features64)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("name", ["SmolVLM-256M", "SmolVLM-2.2B"])
 def test_bfloat16(name, photo, tmp_path):
     config = with_layers(MEMBERS[name], 3)
@@ -75,6 +76,7 @@ def test_bfloat16(name, photo, tmp_path):
         assert distance(mine, truth) <= tolerances.BFLOAT16_RATIO * distance(their, truth)
 
 
+@pytest.mark.gpu
 def test_the_dtype_asked_for_rules_the_computation(tiny, tiny_tiles):
     tokens = mp.encode_tiles(tiny.params, tiny_tiles, config=tiny.config, compute=mp.Compute(dtype="bfloat16"))
     assert tokens.dtype == jnp.bfloat16
