@@ -8,6 +8,7 @@ This module exports what most users call. Everything else is in a sub-package:
 * `checkpoint`: load and save models
 * `encode`: visual tokens of one image, of a stream of images, of tiles; export to other machines
 * `text`: prompts, input embeddings and video frames
+* `generate`: answers of the language model, and its features and logits
 * `train`: train steps, losses and training checkpoints
 * `plot`: pictures of tiles and tokens
 
@@ -23,7 +24,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from multipatch_jax import checkpoint, encode, image, nn, params, plot, presets, text, train
+    from multipatch_jax import checkpoint, encode, generate, image, nn, params, plot, presets, text, train
     from multipatch_jax.checkpoint import CheckpointError, export_hf, from_pretrained, save_pretrained
     from multipatch_jax.config import ConnectorConfig, ModelConfig, TextConfig, TilingConfig, VisionConfig
     from multipatch_jax.encode import (
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
         vision_features,
         warmup,
     )
+    from multipatch_jax.generate import Generator, text_features, text_logits
     from multipatch_jax.image import ImageError, load_image, plan_tiles, tile_image, tile_image_host
     from multipatch_jax.nn import Compute, Idefics3Connector, MultiPatchVisionProcessor, init_params
     from multipatch_jax.presets import PRESETS
@@ -47,6 +49,7 @@ __all__ = [
     "CheckpointError",
     "Compute",
     "ConnectorConfig",
+    "Generator",
     "Idefics3Connector",
     "ImageError",
     "ModelConfig",
@@ -64,6 +67,7 @@ __all__ = [
     "export_encoder",
     "export_hf",
     "from_pretrained",
+    "generate",
     "image",
     "init_params",
     "iter_encode_images",
@@ -77,6 +81,8 @@ __all__ = [
     "presets",
     "save_pretrained",
     "text",
+    "text_features",
+    "text_logits",
     "tile_image",
     "tile_image_host",
     "train",
@@ -99,6 +105,7 @@ _HOMES = {
         "vision_features",
         "warmup",
     ),
+    "generate": ("Generator", "text_features", "text_logits"),
     "image": ("ImageError", "load_image", "plan_tiles", "tile_image", "tile_image_host"),
     "nn": ("Compute", "Idefics3Connector", "MultiPatchVisionProcessor", "init_params"),
     "presets": ("PRESETS",),

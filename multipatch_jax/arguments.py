@@ -57,7 +57,7 @@ def require_number(name: str, value: Any, least: float = 0, *, above: bool = Fal
       least: the smallest value that is allowed.
       above: whether `least` itself is refused.
     """
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool) and abs(value) < math.inf
     if not is_number or value < least or (above and value == least):
         raise ValueError(
             f"{name} must be a finite number {'above' if above else 'of at least'} {least}, got {value!r}."

@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import logging
+import os
 from pathlib import Path
 
 import jax
@@ -39,6 +40,7 @@ def pytest_configure(config):
     """Run the suite on the CPU, whose bounds it has, on a machine with a GPU too; `pytest -m gpu` runs on the GPU."""
     if config.option.markexpr != "gpu":
         jax.config.update("jax_platforms", "cpu")
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the processes of a run share a GPU's memory
 
 
 def pytest_runtest_setup(item):

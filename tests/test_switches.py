@@ -1,5 +1,6 @@
 """JAX's own switches change no result: every public function that computes, under each of them."""
 
+import dataclasses
 import functools
 import types
 from collections.abc import Callable
@@ -38,8 +39,8 @@ def model(tmp_path_factory):
     """A model with a tokenizer beside it, its language model loaded too, and the execution of a train step."""
     made = make_model(TINY_SMOLVLM, tmp_path_factory.mktemp("switches"))
     save_tokenizer(made.folder)
-    _, whole = mp.from_pretrained(made.folder, parts=mp.params.PARTS)
-    half = mp.from_pretrained(made.folder, dtype="bfloat16")[1]
+    _, whole = mp.from_pretrained(made.folder, parts="all")
+    half = mp.from_pretrained(made.folder, dtype="bfloat16", parts="all")[1]
     processor = mp.Processor.from_pretrained(made.folder)
     return types.SimpleNamespace(**made._asdict() | {"params": whole, "half": half, "processor": processor})
 
@@ -58,6 +59,22 @@ def train_once(m, trainable="connector", params=None, **options):
     step = mp.train.make_train_step(loss, optimizer, config=m.config, trainable=trainable, max_norm=1.0, **options)
     state, metrics = step(state, batch)
     return metrics
+
+
+def one_layer(params, config):
+    """The features of a decoder of the first layer. Two layers in bfloat16 would differ by more than the bound."""
+    text = params["text_model"]
+    text = text | {"layers": jax.tree.map(lambda x: x[:1], text["layers"])}
+    config = dataclasses.replace(config, text=dataclasses.replace(config.text, num_hidden_layers=1))
+    return mp.text_features(params | {"text_model": text}, TOKENS[None].astype("bfloat16"), config=config)
+
+
+def decode(params, cache, config):
+    """A prompt of two rows of two tokens, and one token more."""
+    model, x = mp.nn.LlamaModel(config), jnp.asarray(TOKENS).reshape(2, 2, 48)
+    places = jnp.array([[0, 1], [0, 1]], jnp.int32)
+    _, cache = model.apply({"params": params["text_model"]}, x, places, jnp.array([[False, True], [True, True]]), cache)
+    return model.apply({"params": params["text_model"]}, x[:, :1], jnp.array([[2], [5]], jnp.int32), None, cache)
 
 
 CALLS: dict[str, Callable[[Any], Any]] = {
@@ -101,6 +118,16 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "prepare_inputs": lambda m: mp.prepare_inputs(
         m.params, ["<image> Short", "A longer text"], [SMALL], config=m.config, processor=m.processor
     ),
+    "text_features": lambda m: mp.text_features(m.params, TOKENS[None], config=m.config, attention_mask=IDS[:1] > 3),
+    "text_features, bfloat16": lambda m: one_layer(m.half, m.config),
+    "text_features, remat": lambda m: mp.text_features(
+        m.params, TOKENS[None], config=m.config, compute=mp.Compute(remat=True), position_ids=IDS[:1]
+    ),
+    "text_logits": lambda m: mp.text_logits(m.params, TOKENS[None], config=m.config),
+    "LlamaModel, cache": lambda m: decode(m.params, mp.nn.init_cache(m.config.text, 2, 8, "float32"), m.config.text),
+    "LlamaModel, split cache": lambda m: decode(
+        mp.nn.split_layers(m.params), mp.nn.init_cache(m.config.text, 2, 8, "float32", split=True), m.config.text
+    ),
     "merge_lora": lambda m: mp.params.merge_lora(mp.params.add_lora(jax.random.key(0), m.params, rank=2)),
     "train step": train_once,
     "train step, accumulated": lambda m: train_once(m, accumulate=2),
@@ -113,7 +140,17 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "pool_tokens": lambda m: mp.train.pool_tokens(jnp.asarray(TOKENS)),
     "cosine_similarity": lambda m: mp.plot.cosine_similarity(TOKENS, 0),
     "pca_colors": lambda m: mp.plot.pca_colors(TOKENS),
+    "Generator": lambda m: generate(m),
 }
+
+
+def generate(m):
+    """Ids and logprobs of two chats, greedy and drawn, one after another in one slot."""
+    generator = mp.Generator(m.params, config=m.config, processor=m.processor, max_length=128, eos_ids=())
+    chats, options = ["Is it a <image>?", "ab"], {"images": [SMALL], "max_new_tokens": 3, "logprobs": True}
+    answers = generator.generate(chats, **options)
+    answers += generator.generate(chats, **options, temperature=0.8, top_k=9, top_p=0.9, min_p=0.01, seed=[3, 4])
+    return [(np.array(one.ids, np.int32), np.array(one.logprobs, np.float32)) for one in answers]
 
 
 @functools.cache

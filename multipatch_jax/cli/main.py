@@ -13,7 +13,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from multipatch_jax.cli import convert, demo, encode, export, plan  # here, where Ctrl-C is handled already
+    from multipatch_jax.cli import ask, convert, demo, encode, export, plan  # here, where Ctrl-C is handled already
 
     parser = argparse.ArgumentParser(
         prog="multipatch-jax",
@@ -24,12 +24,13 @@ def _parser() -> argparse.ArgumentParser:
   multipatch-jax plan 3000 4000                           how many tiles and tokens a size costs
   multipatch-jax convert HuggingFaceTB/SmolVLM-256M-Instruct smolvlm-256m
   multipatch-jax encode cat.jpg --model smolvlm-256m --out cat.safetensors --overlay cat-tiles.png
+  multipatch-jax ask cat.jpg "What is this?" --model HuggingFaceTB/SmolVLM-256M-Instruct
 
 Each command has its own --help. An error is one line on standard error, with exit status 2.""",
     )
     parser.add_argument("--version", action="version", version=f"multipatch_jax {mp.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (encode, plan, convert, export, demo):
+    for module in (ask, encode, plan, convert, export, demo):
         name = module.__name__.rpartition(".")[2]
         command = commands.add_parser(
             name,

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 import multipatch_jax as mp
-from tests.helpers.models import TINY
+from tests.helpers.models import TINY, TINY_SMOLVLM, random_params
 from tests.helpers.tokenizer import save_tokenizer
 
 JUNK: list[Any] = [
@@ -37,6 +37,22 @@ def cases(folder: Path) -> list[tuple[Any, dict[str, Any]]]:
     rng = jax.random.key(0)
     save_tokenizer(folder)
     model = {"params": params, "config": TINY}
+    decoder = {"params": random_params(TINY), "config": TINY}
+    talker = {"params": random_params(TINY_SMOLVLM), "config": TINY_SMOLVLM, "max_length": 128, "batch_size": 1}
+    talker |= {"processor": mp.Processor.from_pretrained(folder)}
+    generator = mp.Generator(**talker)
+    settings = {
+        "max_new_tokens": 1,
+        "temperature": 0.0,
+        "top_k": None,
+        "top_p": None,
+        "min_p": None,
+        "seed": 0,
+        "repetition_penalty": 1.0,
+        "stop": (),
+        "should_stop": None,
+        "logprobs": False,
+    }
     compute = model | {"compute": mp.Compute(), "batch_size": None}
     return [
         (mp.load_image, {"source": image, "exif_transpose": False}),
@@ -61,6 +77,8 @@ def cases(folder: Path) -> list[tuple[Any, dict[str, Any]]]:
         (mp.text.pack, {"input_ids": ids, "text_embeddings": embeddings, "visual_tokens": tokens,
                         "image_token_id": 190, "num_tokens": None}),
         (mp.text.labels_for, {"input_ids": ids, "image_token_id": 190, "attention_mask": None, "ignore_index": -100}),
+        *((function, decoder | {"inputs_embeds": embeddings, "attention_mask": None, "position_ids": None,
+                                "compute": mp.Compute()}) for function in (mp.text_features, mp.text_logits)),
         (mp.Processor.from_pretrained, {"name_or_path": folder}),
         (mp.params.add_lora, {"rng": rng, "params": params, "rank": 2, "kernels": ".*"}),
         (mp.params.merge_lora, {"params": params}),
@@ -82,6 +100,9 @@ def cases(folder: Path) -> list[tuple[Any, dict[str, Any]]]:
         (mp.plot.cosine_similarity, {"tokens": tokens, "token": 0}),
         (mp.plot.draw_tiles, {"image": image, "plan": plan}),
         (mp.plot.describe, {"plan": plan}),
+        (mp.Generator, talker | {"compute": mp.Compute(), "eos_ids": None}),
+        (generator.generate, settings | {"chats": ["a"], "images": ()}),
+        (generator.stream, settings | {"chat": "a", "images": ()}),
     ]  # fmt: skip
 
 

@@ -1,0 +1,25 @@
+"""Run the text decoder: features and logits of embeddings, and generation."""
+
+from multipatch_jax.generate.answer import Answer
+from multipatch_jax.generate.engine import Chunk, Engine, admit, release, start, step
+from multipatch_jax.generate.features import text_features, text_logits
+from multipatch_jax.generate.generator import Generator
+from multipatch_jax.generate.settings import SETTINGS, GenerationSettings, settings_of_chats
+from multipatch_jax.generate.slots import Slots
+
+__all__ = [
+    "SETTINGS",
+    "Answer",
+    "Chunk",
+    "Engine",
+    "GenerationSettings",
+    "Generator",
+    "Slots",
+    "admit",
+    "release",
+    "settings_of_chats",
+    "start",
+    "step",
+    "text_features",
+    "text_logits",
+]

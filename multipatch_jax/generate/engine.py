@@ -1,0 +1,178 @@
+"""The three moves of a generation: admit a chat into a slot, make one token for every slot, release a slot.
+
+| move | compiled once for each |
+|---|---|
+| `admit` | number of tokens in a chunk, first chunk of a prompt or not |
+| `step` | |
+| `release` | |
+
+Each takes the whole state, `Slots`, and returns it changed; the state is donated, so that the cache is updated in
+place. Lengths, ids, rows and settings are data.
+"""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Float32, Int32
+
+from multipatch_jax.config import TextConfig
+from multipatch_jax.generate.sampling import Sampling, sample
+from multipatch_jax.generate.slots import NEUTRAL, Slots, new_slots
+from multipatch_jax.nn import Compute, KVCache, LlamaModel, logits
+from multipatch_jax.params import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Engine:
+    """What the moves are, beside the shapes of their arguments: a static argument of each.
+
+    Attributes:
+      text: the language model's config.
+      image_token_id: of the config; a prompt has visual tokens in the places of these ids.
+      compute: how to compute, with nothing left automatic.
+      batch_size: number of slots.
+      capacity: columns of a slot.
+    """
+
+    text: TextConfig
+    image_token_id: int
+    compute: Compute
+    batch_size: int
+    capacity: int
+
+
+class Chunk(NamedTuple):
+    """Some tokens of a prompt, padded to a fixed number S.
+
+    Attributes:
+      row: the slot.
+      start: the place of the first token in the prompt.
+      count: how many of the S tokens are real; padding follows them.
+      last: whether the prompt ends here.
+      ids: of the tokens.
+      visual_tokens: in the places of `<image>` ids; what stands in other places is not read.
+      sampling: how the answer's tokens are chosen; scalars.
+    """
+
+    row: Int32[Array, ""]
+    start: Int32[Array, ""]
+    count: Int32[Array, ""]
+    last: Bool[Array, ""]
+    ids: Int32[Array, " S"]
+    visual_tokens: Float[Array, "S D"]
+    sampling: Sampling
+
+
+Token = tuple[Int32[Array, " B"], Float32[Array, " B"]]  # id and logprob of each row, as `sample` returns them
+
+
+@functools.partial(jax.jit, static_argnames=("engine",))
+def start(*, engine: Engine) -> Slots:
+    """Return slots that hold no chats."""
+    return new_slots(engine.text, engine.batch_size, engine.capacity, engine.compute.dtype)
+
+
+@functools.partial(jax.jit, static_argnames=("first", "engine"), donate_argnames=("slots",))
+def admit(params: Params, slots: Slots, chunk: Chunk, *, first: bool, engine: Engine) -> tuple[Slots, Token]:
+    """Put a chunk of a prompt into a slot; with the last chunk, the slot becomes active and has its first token.
+
+    The first chunk looks at as many columns as it has tokens, and later ones at all. No other slot's are read or
+    written. Padding is written behind the real tokens, where the next tokens will overwrite it.
+
+    Args:
+      params: with "text_model" as `nn.split_layers` returns it.
+      slots: the state, which is donated.
+      chunk: the chunks of a prompt come one after another.
+      first: whether the prompt begins here, and `chunk.start` is 0.
+      engine: what the move is.
+
+    Returns:
+      (slots, token): the token that follows the chunk, in arrays of one row; it counts if the prompt ends here.
+    """
+    row, vocabulary = chunk.row, slots.seen.shape[1]
+    places = jnp.arange(len(chunk.ids), dtype=jnp.int32)
+    table = params["text_model"]["embed_tokens"]["embedding"]
+    is_image = (chunk.ids == engine.image_token_id)[:, None]
+    x = jnp.where(is_image, chunk.visual_tokens, table[chunk.ids])[None]
+    columns = len(chunk.ids) if first else engine.capacity
+    own = tuple(_first_columns(layer, row, columns) for layer in slots.cache)
+    hidden, own = _decoder(engine, params, x, (chunk.start + places)[None], own)
+    cache = jax.tree.map(
+        lambda whole, part: jax.lax.dynamic_update_slice(whole, part, (row, 0, 0, 0)), slots.cache, own
+    )
+    real_ids = jnp.where(places < chunk.count, chunk.ids, vocabulary)
+    seen = (slots.seen[row] & (chunk.start > 0)).at[real_ids].set(True, mode="drop")
+    length = chunk.start + chunk.count
+    last_hidden = jax.lax.dynamic_slice_in_dim(hidden[0], chunk.count - 1, 1)
+    sampling = jax.tree.map(lambda value: value[None], chunk.sampling)
+    ids, logprobs = sample(logits(params, last_hidden, engine.text, engine.compute), sampling, length[None], seen[None])
+    seen = seen.at[jnp.where(chunk.last, ids, vocabulary)].set(True, mode="drop")
+    slots = Slots(
+        cache=cache,
+        lengths=slots.lengths.at[row].set(length),
+        last_ids=slots.last_ids.at[row].set(ids[0]),
+        active=slots.active.at[row].set(chunk.last),
+        seen=slots.seen.at[row].set(seen),
+        sampling=jax.tree.map(lambda whole, value: whole.at[row].set(value), slots.sampling, chunk.sampling),
+    )
+    return slots, (ids, logprobs)
+
+
+@functools.partial(jax.jit, static_argnames=("engine",), donate_argnames=("slots",))
+def step(params: Params, slots: Slots, *, engine: Engine) -> tuple[Slots, Token]:
+    """Make one token for every slot.
+
+    Args:
+      params: with "text_model" as `nn.split_layers` returns it.
+      slots: the state, which is donated. Slots that are not active are computed too, and left as they are.
+      engine: what the move is.
+
+    Returns:
+      (slots, token): the next token of each slot; it counts if the slot is active.
+    """
+    active = slots.active
+    positions = jnp.where(active, slots.lengths, engine.capacity)  # a column that is not there is not written
+    x = _embed(params["text_model"]["embed_tokens"]["embedding"], slots.last_ids)
+    hidden, cache = _decoder(engine, params, x, positions[:, None], slots.cache)
+    scores = logits(params, hidden[:, 0], engine.text, engine.compute)
+    ids, logprobs = sample(scores, slots.sampling, slots.lengths + 1, slots.seen)
+    slots = slots._replace(
+        cache=cache,
+        lengths=slots.lengths + active.astype(jnp.int32),
+        last_ids=jnp.where(active, ids, slots.last_ids),
+        seen=slots.seen.at[jnp.arange(len(ids)), jnp.where(active, ids, slots.seen.shape[1])].set(True, mode="drop"),
+    )
+    return slots, (ids, logprobs)
+
+
+@functools.partial(jax.jit, donate_argnames=("slots",))
+def release(slots: Slots, row: Int32[Array, ""]) -> Slots:
+    """Return the slots with that of an answer which has ended free for the next chat."""
+    sampling = jax.tree.map(lambda whole, value: whole.at[row].set(value), slots.sampling, NEUTRAL)
+    return slots._replace(active=slots.active.at[row].set(False), sampling=sampling)
+
+
+def _embed(table: Float[Array, "V D"], ids: Int32[Array, " B"]) -> Float[Array, "B 1 D"]:
+    """Look up a token of each row. For a gather of several, a TPU would copy the whole table into another layout."""
+    return jax.lax.platform_dependent(
+        table,
+        ids,
+        tpu=lambda table, ids: jax.lax.map(lambda one: jax.lax.dynamic_slice_in_dim(table, one, 1), ids),
+        default=lambda table, ids: table[ids][:, None],
+    )
+
+
+def _decoder(engine: Engine, params: Params, x: Any, position_ids: Any, cache: Any) -> tuple[Any, Any]:
+    """Run the decoder over embeddings (B, S, D) that follow what a cache holds; return (hidden, cache)."""
+    model = LlamaModel(engine.text, engine.compute)
+    layers = {name: value for name, value in params["text_model"].items() if name != "embed_tokens"}
+    return model.apply({"params": layers}, x.astype(engine.compute.dtype), position_ids, cache=cache)
+
+
+def _first_columns(layer: KVCache, row: Int32[Array, ""], number: int) -> KVCache:
+    """Return the first columns of one row."""
+    k, v = (jax.lax.dynamic_slice_in_dim(whole, row, 1) for whole in layer)
+    return KVCache(k[..., :number], v[..., :number, :])

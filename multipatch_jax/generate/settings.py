@@ -1,0 +1,110 @@
+"""The settings of a generation, checked before any device work."""
+
+import dataclasses
+import numbers
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from multipatch_jax.arguments import require_integer, require_number, require_positive
+from multipatch_jax.generate.sampling import Sampling
+
+LARGEST = 2**31 - 1  # int32
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationSettings:
+    """How one answer is generated.
+
+    Attributes:
+      max_new_tokens: most tokens of the answer.
+      temperature: 0 takes the most likely token each time; else the logits are divided by it, and a token is drawn.
+      top_k: draws among the `top_k` most likely tokens; None draws among all.
+      top_p: draws among the most likely tokens whose probabilities add up to at least this, above 0 and at most 1; None
+        draws among all.
+      min_p: draws among tokens at least this many times as likely as the most likely one, from 0 to 1; None draws among
+        all.
+      repetition_penalty: above 1 makes tokens less likely that stand in the prompt or the answer; below 1, more likely.
+      seed: of the draws. The same chat with the same seed and settings has the same answer.
+      stop: texts that end the answer, which does not contain them; one text or several.
+      should_stop: called with the text so far whenever it has grown; True ends the answer.
+    """
+
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    stop: str | Sequence[str] = ()
+    should_stop: Callable[[str], bool] | None = None
+
+    def __post_init__(self):
+        checked = {"max_new_tokens": require_positive("max_new_tokens", self.max_new_tokens, "tokens")}
+        require_number("temperature", self.temperature)
+        if self.top_k is not None:
+            checked["top_k"] = require_positive("top_k", self.top_k, "tokens", or_none=True)
+        _require_share("top_p", self.top_p, above=True)
+        _require_share("min_p", self.min_p)
+        require_number("repetition_penalty", self.repetition_penalty, above=True)
+        checked["seed"] = require_integer("seed", self.seed, 0, LARGEST)
+        if self.should_stop is not None and not callable(self.should_stop):
+            raise ValueError(f"should_stop must be a function (text) -> bool or None, got {self.should_stop!r:.60}.")
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "stop", _stops(self.stop))
+
+    def sampling(self) -> Sampling:
+        """Return what `sample` reads of these settings, for one row: every field is a scalar array."""
+        with np.errstate(over="ignore", under="ignore"):  # far outside of float32 they are its 0 and infinity
+            return Sampling(
+                temperature=np.asarray(self.temperature, np.float32),
+                top_k=np.asarray(min(self.top_k or 0, LARGEST), np.int32),
+                top_p=np.asarray(1 if self.top_p is None else self.top_p, np.float32),
+                min_p=np.asarray(self.min_p or 0, np.float32),
+                repetition_penalty=np.asarray(self.repetition_penalty, np.float32),
+                seed=np.asarray(self.seed, np.int32),
+            )
+
+
+SETTINGS = tuple(field.name for field in dataclasses.fields(GenerationSettings))
+
+
+def settings_of_chats(number: int, given: Mapping[str, Any]) -> list[GenerationSettings]:
+    """Return the settings of each of several chats.
+
+    Args:
+      number: of chats.
+      given: values by the name of the setting; they hold for every chat. A `seed` may be a list, one for each chat.
+
+    Raises:
+      ValueError: a setting is unknown or its value is not allowed, or the number of seeds is another.
+    """
+    unknown = sorted(set(given) - set(SETTINGS))
+    if unknown:
+        raise ValueError(f"Unknown setting {unknown[0]!r}: the settings are {', '.join(SETTINGS)}.")
+    seeds = given.get("seed", 0)
+    seeds = seeds.tolist() if isinstance(seeds, np.ndarray) else seeds
+    if not isinstance(seeds, (list, tuple)):
+        seeds = [seeds] * number
+    if len(seeds) != number:
+        raise ValueError(f"seed must be an integer, or a list with one for each of {number} chats, got {len(seeds)}.")
+    return [GenerationSettings(**{**given, "seed": seed}) for seed in seeds]
+
+
+def _require_share(name: str, value: Any, *, above: bool = False) -> None:
+    """Raise a ValueError that names the setting unless it is None or a number from 0 to 1 (above 0, with `above`)."""
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if value is not None and not (is_number and value <= 1 and not value < 0 and not (above and value == 0)):
+        expected = "above 0 and at most 1" if above else "from 0 to 1"
+        raise ValueError(f"{name} must be None or a number {expected}, got {value!r:.60}.")
+
+
+def _stops(stop: Any) -> tuple[str, ...]:
+    """Return one text or several as a tuple, or raise a ValueError."""
+    stops = (stop,) if isinstance(stop, str) else stop
+    if not isinstance(stops, Sequence) or not all(isinstance(one, str) and one for one in stops):
+        raise ValueError(f"stop must be a text or a list of texts, none of them empty, got {stop!r:.60}.")
+    return tuple(stops)

@@ -1,0 +1,99 @@
+"""`multipatch-jax ask`: the answer to standard output, its statistics to standard error."""
+
+import io
+import json
+import re
+import signal
+import sys
+
+import pytest
+from PIL import Image
+
+import multipatch_jax as mp
+from tests.helpers.models import TINY_SMOLVLM, make_model
+from tests.helpers.tokenizer import save_tokenizer
+
+STATISTICS = r"multipatch-jax ask: (\d+) tokens, [\d.]+ tokens/s; encode [\d.]+ s, prefill [\d.]+ s, decode [\d.]+ s\n"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = make_model(TINY_SMOLVLM, tmp_path_factory.mktemp("talker")).folder
+    save_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(folder, photo):
+    """The answer about two photographs, by the library."""
+    content = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "What is it?"}]
+    generator = mp.Generator.from_pretrained(folder)
+    chats = [[{"role": "user", "content": content}]]
+    (answer,) = generator.generate(chats, [photo, photo[:99]], max_new_tokens=6, temperature=0.5, seed=3)
+    return answer
+
+
+def test_ask_prints_the_answer_and_statistics(run, folder, expected, photo, photo_file, tmp_path):
+    Image.fromarray(photo[:99]).save(tmp_path / "part.png")
+    question = ("ask", photo_file, tmp_path / "part.png", "What is it?", "--model", folder)
+    status, out, err = run(*question, "--max-tokens", 6, "--temperature", 0.5, "--seed", 3)
+    assert (status, out) == (0, expected.text + "\n")
+    found = re.fullmatch(STATISTICS, err)
+    assert found
+    assert found[1] == str(len(expected.ids))
+    status, out, err = run(*question, "--max-tokens", 6, "--temperature", 0.5, "--seed", 3, "--json")
+    assert status == 0
+    assert re.fullmatch(STATISTICS, err)
+    answer = json.loads(out)
+    assert set(answer) == {"text", "ids", "finish_reason", "num_prompt_tokens", "seconds"}
+    assert (answer["text"], answer["ids"]) == (expected.text, expected.ids)
+    assert answer["finish_reason"] == "length"
+
+
+class InterruptingStream(io.StringIO):
+    """A standard output at whose second piece of text Ctrl-C comes."""
+
+    pieces = 0
+
+    def write(self, text):
+        self.pieces += 1
+        if self.pieces == 2:
+            signal.raise_signal(signal.SIGINT)
+        return super().write(text)
+
+
+def test_ctrl_c_keeps_what_was_printed(run, folder, photo_file, monkeypatch):
+    stream = InterruptingStream()
+    monkeypatch.setattr(sys, "stdout", stream)
+    status, _, err = run("ask", photo_file, "What is it?", "--model", folder)
+    assert (status, err) == (130, "multipatch-jax ask: interrupted\n")
+    assert stream.getvalue().count("\n") == 1
+    assert len(stream.getvalue()) > 1
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("ask cat.png --model MODEL", "the following arguments are required"),
+        ("ask no.jpg what? --model MODEL", "no.jpg"),
+        ("ask PHOTO what? --model nowhere", "There is no folder nowhere, and it is not a hub id"),
+        ("ask PHOTO what? --model MODEL --max-tokens 0", "max_new_tokens must be a positive number"),
+        ("ask PHOTO what? --model MODEL --temperature -1", "temperature must be a finite number of at least 0"),
+        ("ask PHOTO what? --model MODEL --seed -1", "seed must be an integer from 0"),
+        ("ask PHOTO what? --model MODEL --revision main", "--revision is of a hub id"),
+    ],
+)
+def test_bad_input_is_one_line(command, message, run, folder, photo_file):
+    words = [{"PHOTO": photo_file, "MODEL": folder}.get(word, word) for word in command.split()]
+    status, out, err = run(*words)
+    assert (status, out) == (2, "")
+    assert message in err
+    assert err.startswith("usage: ") or len(err.splitlines()) == 1
+
+
+def test_a_missing_library_is_named_with_what_to_install(run, folder, photo_file, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    status, _, err = run("ask", photo_file, "What is it?", "--model", folder)
+    assert status == 2
+    assert "install multipatch_jax[text]" in err
+    assert len(err.splitlines()) == 1
