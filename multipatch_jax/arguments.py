@@ -48,6 +48,10 @@ def require_each(name: str, values: Any, kind: type) -> None:
         require_type(f"{name}[{index}]", value, kind)
 
 
+def _is_real(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
 def require_number(name: str, value: Any, least: float = 0, *, above: bool = False) -> None:
     """Raise a ValueError that names the argument unless `value` is a finite number of at least `least`.
 
@@ -57,8 +61,7 @@ def require_number(name: str, value: Any, least: float = 0, *, above: bool = Fal
       least: the smallest value that is allowed.
       above: whether `least` itself is refused.
     """
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool) and abs(value) < math.inf
-    if not is_number or value < least or (above and value == least):
+    if not _is_real(value) or not least <= value < math.inf or (above and value == least):
         raise ValueError(
             f"{name} must be a finite number {'above' if above else 'of at least'} {least}, got {value!r}."
         )

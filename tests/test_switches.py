@@ -149,7 +149,7 @@ def generate(m):
     generator = mp.Generator(m.params, config=m.config, processor=m.processor, max_length=128, eos_ids=())
     chats, options = ["Is it a <image>?", "ab"], {"images": [SMALL], "max_new_tokens": 3, "logprobs": True}
     answers = generator.generate(chats, **options)
-    answers += generator.generate(chats, **options, temperature=0.8, top_k=9, top_p=0.9, min_p=0.01, seed=[3, 4])
+    answers += generator.generate(chats, **options, temperature=0.8, repetition_penalty=1.2, seed=[3, 4])
     return [(np.array(one.ids, np.int32), np.array(one.logprobs, np.float32)) for one in answers]
 
 

@@ -56,5 +56,6 @@ def prompt_chunks(
         chunk_ids[:count] = ids[here]
         tokens = np.zeros((size, visual_tokens.shape[1]), visual_tokens.dtype)
         tokens[:count][places[here]] = visual_tokens[order[here][places[here]]]
-        last = np.bool_(start + size >= len(ids))
-        yield Chunk(np.int32(row), np.int32(start), np.int32(count), last, chunk_ids, tokens, sampling)
+        slot, first, num_real = (np.array(number, np.int32) for number in (row, start, count))
+        last = np.array(start + size >= len(ids))
+        yield Chunk(slot, first, num_real, last, chunk_ids, tokens, sampling)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from multipatch_jax.config import TextConfig
@@ -50,19 +51,19 @@ class Chunk(NamedTuple):
     Attributes:
       row: the slot.
       start: the place of the first token in the prompt.
-      count: how many of the S tokens are real; padding follows them.
+      num_real: how many of the S tokens are real; padding follows them.
       last: whether the prompt ends here.
       ids: of the tokens.
       visual_tokens: in the places of `<image>` ids; what stands in other places is not read.
       sampling: how the answer's tokens are chosen; scalars.
     """
 
-    row: Int32[Array, ""]
-    start: Int32[Array, ""]
-    count: Int32[Array, ""]
-    last: Bool[Array, ""]
-    ids: Int32[Array, " S"]
-    visual_tokens: Float[Array, "S D"]
+    row: Int32[Array | np.ndarray, ""]
+    start: Int32[Array | np.ndarray, ""]
+    num_real: Int32[Array | np.ndarray, ""]
+    last: Bool[Array | np.ndarray, ""]
+    ids: Int32[Array | np.ndarray, " S"]
+    visual_tokens: Float[Array | np.ndarray, "S D"]
     sampling: Sampling
 
 
@@ -100,13 +101,11 @@ def admit(params: Params, slots: Slots, chunk: Chunk, *, first: bool, engine: En
     columns = len(chunk.ids) if first else engine.capacity
     own = tuple(_first_columns(layer, row, columns) for layer in slots.cache)
     hidden, own = _decoder(engine, params, x, (chunk.start + places)[None], own)
-    cache = jax.tree.map(
-        lambda whole, part: jax.lax.dynamic_update_slice(whole, part, (row, 0, 0, 0)), slots.cache, own
-    )
-    real_ids = jnp.where(places < chunk.count, chunk.ids, vocabulary)
+    cache = jax.tree.map(lambda whole, part: jax.lax.dynamic_update_slice_in_dim(whole, part, row, 0), slots.cache, own)
+    real_ids = jnp.where(places < chunk.num_real, chunk.ids, vocabulary)
     seen = (slots.seen[row] & (chunk.start > 0)).at[real_ids].set(True, mode="drop")
-    length = chunk.start + chunk.count
-    last_hidden = jax.lax.dynamic_slice_in_dim(hidden[0], chunk.count - 1, 1)
+    length = chunk.start + chunk.num_real
+    last_hidden = jax.lax.dynamic_slice_in_dim(hidden[0], chunk.num_real - 1, 1)
     sampling = jax.tree.map(lambda value: value[None], chunk.sampling)
     ids, logprobs = sample(logits(params, last_hidden, engine.text, engine.compute), sampling, length[None], seen[None])
     seen = seen.at[jnp.where(chunk.last, ids, vocabulary)].set(True, mode="drop")
@@ -172,7 +171,7 @@ def _decoder(engine: Engine, params: Params, x: Any, position_ids: Any, cache: A
     return model.apply({"params": layers}, x.astype(engine.compute.dtype), position_ids, cache=cache)
 
 
-def _first_columns(layer: KVCache, row: Int32[Array, ""], number: int) -> KVCache:
+def _first_columns(layer: KVCache, row: Int32[Array | np.ndarray, ""], number: int) -> KVCache:
     """Return the first columns of one row."""
     k, v = (jax.lax.dynamic_slice_in_dim(whole, row, 1) for whole in layer)
     return KVCache(k[..., :number], v[..., :number, :])

@@ -70,8 +70,10 @@ class Generator:
         if config.text is None or config.embedding_size is not None:
             raise ValueError("config must be that of a model that generates text, got one without a language model.")
         _require_parts(params, config)
-        for one in eos_ids or ():
-            require_integer("An id of eos_ids", one, 0)
+        eos_ids = _own_eos(processor) if eos_ids is None else eos_ids
+        if not isinstance(eos_ids, Sequence):
+            raise ValueError(f"eos_ids must be a list of ids or None, got {eos_ids!r:.60}.")
+        self._eos_ids = frozenset(require_integer("An id of eos_ids", one, 0) for one in eos_ids)
         dtype = params["text_model"]["embed_tokens"]["embedding"].dtype.name
         decided = resolve_compute(compute, dtype)
         capacity = -(-self._max_length // COLUMNS) * COLUMNS
@@ -81,7 +83,6 @@ class Generator:
         self._encoder = {name: params[name] for name in ("vision_model", "connector")}
         decoder = {name: value for name, value in params.items() if name in ("text_model", "lm_head")}
         self._decoder = split_layers(decoder)
-        self._eos_ids = frozenset(_own_eos(processor) if eos_ids is None else eos_ids)
         self._slots: Slots | None = None  # between two calls; a call takes them, so that two never share them
 
     @classmethod
@@ -131,10 +132,10 @@ class Generator:
         """
         engine, slots = self._engine, jax.eval_shape(lambda: start(engine=self._engine))
         table, programs = self._decoder["text_model"]["embed_tokens"]["embedding"], [start.lower(engine=engine)]
-        zero = np.int32(0)
+        zero = np.array(0, np.int32)
         for size in chunk_sizes(engine.capacity):
             tokens = np.zeros((size, table.shape[1]), table.dtype)
-            chunk = Chunk(zero, zero, zero, np.bool_(False), np.zeros(size, np.int32), tokens, NEUTRAL)
+            chunk = Chunk(zero, zero, zero, np.array(False), np.zeros(size, np.int32), tokens, NEUTRAL)
             for first in (True, False):
                 programs.append(admit.lower(self._decoder, slots, chunk, first=first, engine=engine))
         programs += [step.lower(self._decoder, slots, engine=engine), release.lower(slots, zero)]

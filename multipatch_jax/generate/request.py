@@ -134,7 +134,8 @@ def read_requests(
 
 def _sources(inputs: TextInputs, config: ModelConfig) -> list[list[tuple[str, Any]]]:
     """Return, for each text, what stands in its places: ("image", pixels) or ("video", frames)."""
-    images, plans, videos, order = map(iter, (inputs.images, inputs.plans, inputs.videos, inputs.order))
+    images, plans = iter(inputs.images), iter(inputs.plans)
+    videos, order = iter(inputs.videos), iter(inputs.order)
     sources = []
     for missing in (inputs.input_ids == config.image_token_id).sum(axis=1):
         found = []

@@ -118,8 +118,8 @@ def test_the_cache_is_donated_and_never_copied(params, engine):
     slots = jax.eval_shape(lambda: start(engine=engine))
     cache = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(slots.cache))
     ids, tokens = np.zeros(32, np.int32), np.zeros((32, engine.text.hidden_size), np.float32)
-    zero = np.int32(0)
-    chunk = chunks.Chunk(zero, zero, zero, np.bool_(False), ids, tokens, GREEDY.sampling())
+    zero = np.array(0, np.int32)
+    chunk = chunks.Chunk(zero, zero, zero, np.array(False), ids, tokens, GREEDY.sampling())
     moves = {
         "step": step.lower(params, slots, engine=engine),
         "first chunk": admit.lower(params, slots, chunk, first=True, engine=engine),

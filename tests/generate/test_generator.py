@@ -118,6 +118,8 @@ def test_an_answer_does_not_depend_on_its_neighbours(generator, photo):
     for found in (turned[::-1], alone):
         for one, expected in zip(found, together, strict=True):
             assert one.ids == expected.ids
+            assert one.logprobs is not None
+            assert expected.logprobs is not None
             np.testing.assert_allclose(one.logprobs, expected.logprobs, rtol=1e-5)  # in another row of the batch
     assert len({tuple(answer.ids) for answer in together}) == 7
 

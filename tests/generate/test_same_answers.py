@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -71,7 +72,7 @@ def test_greedy_tokens_about_a_video_are_the_references(model, generator, photo)
         tiling, longest_edge=tiling.tile_size, do_image_splitting=False, resampler="torchvision"
     )
     tiles = np.concatenate([mp.tile_image_host(frame, tiling) for frame in frames])
-    pixels = np.moveaxis(np.asarray(mp.image.normalize(tiles)), -1, -3)
+    pixels = np.moveaxis(np.asarray(mp.image.normalize(jnp.asarray(tiles))), -1, -3)
     inputs = model.ours([chat], config=model.config)
     theirs = {
         "input_ids": torch.from_numpy(inputs.input_ids).long(),
