@@ -147,7 +147,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
 def generate(m):
     """Ids and logprobs of two chats, greedy and drawn, one after another in one slot."""
     generator = mp.Generator(m.params, config=m.config, processor=m.processor, max_length=128, eos_ids=())
-    chats, options = ["Is it a <image>?", "ab"], {"images": [SMALL], "max_new_tokens": 3, "logprobs": True}
+    chats, options = ["What is it?", "ab"], {"max_new_tokens": 3, "logprobs": True}
     answers = generator.generate(chats, **options)
     answers += generator.generate(chats, **options, temperature=0.8, repetition_penalty=1.2, seed=[3, 4])
     return [(np.array(one.ids, np.int32), np.array(one.logprobs, np.float32)) for one in answers]

@@ -25,6 +25,15 @@ def with_options(execution, monkeypatch):
     return dataclasses.replace(execution, compute=dataclasses.replace(execution.compute, attention="plain"))
 
 
+def test_rows_that_cublas_would_pad_are_left_to_xla(execution, monkeypatch):
+    tuned = with_options(execution, monkeypatch)
+    vision = dataclasses.replace(tuned.config.vision, patch_size=14, image_size=378)
+    tiling = dataclasses.replace(tuned.config.tiling, tile_size=378, tokens_per_tile=81)
+    connector = dataclasses.replace(tuned.config.connector, scale_factor=3)
+    config = dataclasses.replace(tuned.config, vision=vision, tiling=tiling, connector=connector)  # 729 patches
+    assert Program(double)(np.float32(3), execution=dataclasses.replace(tuned, config=config)) == 6
+
+
 def double(x, *, execution):
     return 2 * x
 

@@ -30,7 +30,7 @@ from tests.helpers.parity import assert_float32_parity
 
 SMALL = {"vocab_size": 500, "num_hidden_layers": 2, "pad_token_id": None}
 LLAMA3 = mp.config.RopeConfig(factor=8.0, original_max_position_embeddings=512)
-MASK = np.array([[0] * 11 + [1] * 37, [1] * 48])
+MASK = np.array([[0] * 5 + [1] * 19, [1] * 24])
 
 
 def texts(name, **changes):

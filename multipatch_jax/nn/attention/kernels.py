@@ -49,9 +49,6 @@ KERNELS = {
         platforms=("cuda",),
         dtypes=("bfloat16", "float16"),
         takes_mask=False,
-        # cuBLAS's fast kernels want multiples of 8 rows. XLA would pad and cut the inputs and result of each product,
-        # which took 8 of 31 ms for 17 tiles of 729 patches on an H100.
-        patch_multiple=8,
         fuses_products=True,
         # XLA's Triton products are slower than cuBLAS's, and take in no bias and GELU. And XLA would merge the products
         # of q, k and v into one, whose result it then copies three times.
