@@ -54,7 +54,7 @@ def _limbs(
     """
     band = jnp.int32(0)
     for tap in range(weights.shape[-1]):
-        here = offset[..., None] + tap == jnp.arange(window)
+        here = offset[..., None] + tap == jnp.arange(window)[None, None]
         band += jnp.where(here, weights[..., tap, None], 0)
     limbs = []
     for limb in range(_LIMBS):
