@@ -20,7 +20,7 @@ def test_a_wrong_argument_is_an_error_of_ours_or_a_result():
         (lambda m: mp.params.split_params(m.params, "("), "trainable must be a regex, got .*unterminated"),
         (lambda m: mp.encode_images(m.params, [], config=m.config, batch_size=10**9), "at most 1024 tiles in a stream"),
         (lambda m: mp.warmup(m.params, config=m.config, batch_size=10**9), "at most 1024 tiles in a stream"),
-        (lambda m: mp.tile_image(m.image, implementation="gatehr"), "one of gather, banded, batched or None, got 'gatehr'"),
+        (lambda m: mp.tile_image(m.image, implementation="gatehr"), "gather, banded, batched or None, got 'gatehr'"),
         (lambda m: mp.text.labels_for(m.ids, image_token_id=-1), "image_token_id must be an integer"),
         (lambda m: mp.text.sample_frames(9, float("nan")), "fps must be a finite number above 0, got nan"),
         (
