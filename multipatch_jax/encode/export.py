@@ -25,6 +25,7 @@ from multipatch_jax.encode.export_files import (
     write_manifest,
     write_params,
 )
+from multipatch_jax.encode.jit import compiler_options
 from multipatch_jax.encode.programs import trace_encode
 from multipatch_jax.files import new_folder, require_path
 from multipatch_jax.nn import KERNELS, Compute
@@ -147,8 +148,8 @@ def load_exported(
         found = ", ".join(manifest["platforms"])
         raise FileNotFoundError(f"{folder} holds programs for {found}, got platform {platform}; export one for it.")
     entry, tiling = manifest["platforms"][platform], manifest["config"]["tiling"]
-    file, kernel = checked_file(folder, entry["file"], manifest), KERNELS.get(entry["attention"])
-    options = dict(kernel.compiler_options) if kernel else {}
+    file = checked_file(folder, entry["file"], manifest)
+    options = compiler_options(entry["attention"], tiling["tile_size"], manifest["config"]["vision"]["patch_size"])
     try:
         program = jax.jit(jax.export.deserialize(bytearray(file.read_bytes())).call, compiler_options=options or None)
     except Exception as error:  # whatever jax and flatbuffers raise

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from multipatch_jax.encode.execution import Execution
-from multipatch_jax.nn import KERNELS
+from multipatch_jax.nn import KERNELS, rows_suit_cublas
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +51,9 @@ class Program:
         return self._jitted(execution).lower(*arguments, execution=execution, **named)
 
     def _jitted(self, execution: Execution, arguments: tuple[Any, ...] = ()) -> Any:
-        options = _options(execution)
-        return _jit(self, () if options and _is_traced(arguments) else options)
+        config = execution.config
+        options = compiler_options(execution.compute.attention, config.tiling.tile_size, config.vision.patch_size)
+        return _jit(self, () if options and _is_traced(arguments) else tuple(options.items()))
 
 
 @functools.cache
@@ -65,13 +66,15 @@ def _jit(program: Program, options: tuple[tuple[str, Any], ...]) -> Any:
     )
 
 
-def _options(execution: Execution) -> tuple[tuple[str, str | bool], ...]:
-    """Return XLA's options for a program, as (name, value)."""
-    vision, kernel = execution.config.vision, KERNELS[execution.compute.attention]
-    patches = (execution.config.tiling.tile_size // vision.patch_size) ** 2
-    # For cuBLAS, XLA pads and cuts every product whose rows are no multiple of 8: 17 tiles of 729 patches took 30.8 ms
-    # with the options on an H100, and 28.0 ms without.
-    return kernel.compiler_options if patches % 8 == 0 or kernel.patch_multiple % 8 == 0 else ()
+def compiler_options(attention: str, tile_size: int, patch_size: int) -> dict[str, str | bool]:
+    """Return XLA's options for a program.
+
+    Args:
+      attention: a name in `nn.KERNELS`; a kernel of another version, in an export, has none.
+      tile_size, patch_size: of the model, in pixels.
+    """
+    has_options = attention in KERNELS and rows_suit_cublas((tile_size // patch_size) ** 2)
+    return dict(KERNELS[attention].compiler_options) if has_options else {}
 
 
 def _is_traced(arguments: tuple[Any, ...]) -> bool:

@@ -4,7 +4,7 @@ retriever's head.
 `docs/architecture.md` explains the shape letters of the annotations.
 """
 
-from multipatch_jax.nn.attention import KERNELS
+from multipatch_jax.nn.attention import KERNELS, rows_suit_cublas
 from multipatch_jax.nn.compute import Compute, resolve_compute
 from multipatch_jax.nn.connector import Idefics3Connector, pixel_unshuffle
 from multipatch_jax.nn.connectors import CONNECTORS, connector_of
@@ -34,6 +34,7 @@ __all__ = [
     "pixel_unshuffle",
     "resolve_compute",
     "retrieval_embeddings",
+    "rows_suit_cublas",
     "split_layers",
     "this_machine",
 ]

@@ -8,6 +8,8 @@ a fifth further away than the reference. In bfloat16 the float32 reference is th
 FLOAT32_RATIO = 1.2  # our distance from the float64 reference / the float32 reference's
 FLOAT32_CEILING = 2e-5  # and never more than this
 BFLOAT16_RATIO = 1.1  # our distance from the float32 reference / the bfloat16 reference's
+# Two kernels round the gradients of their scores to bfloat16 in other places: twice what is given to a value.
+BFLOAT16_GRADIENT_RATIO = 2 * BFLOAT16_RATIO  # distance of a kernel's gradients from float32 ones / that of plain's
 SAME_PROGRAM = 1e-6  # one computation compiled in two ways (jit or not, batches of another size)
 GRADIENT = 1e-4  # of each tensor's gradient from PyTorch's, both float32, each with the roundings of two passes
 MESH = 1e-5  # loss and each tensor after 5 steps on a mesh: sums over devices in another order, five times over

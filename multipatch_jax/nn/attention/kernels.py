@@ -22,20 +22,27 @@ class Kernel(Choice):
       function: (q, k, v, mask, precision) -> the result, as `attention` describes them.
       takes_mask: whether it takes a mask; where it does not, `plain` stands in for masked tiles.
       splits_heads: whether XLA can split it by heads over a mesh.
-      patch_multiple: the number of patches that it takes is a multiple of this; a tile with another number is padded.
       fuses_products: whether cuBLAS computes the products beside it, each with its bias, GELU or residual in one call
         (`Dense.product_in_dtype`).
-      compiler_options: XLA's options for a program with this kernel, as (name, value).
+      compiler_options: XLA's options for a program with this kernel, as (name, value), where `rows_suit_cublas`.
       unstable_calls: custom calls of an exported program that only the jax that exported it can be relied on to run.
     """
 
     function: Callable[..., Any]
     takes_mask: bool = True
     splits_heads: bool = False
-    patch_multiple: int = 1
     fuses_products: bool = False
     compiler_options: tuple[tuple[str, str | bool], ...] = ()
     unstable_calls: tuple[str, ...] = ()
+
+
+def rows_suit_cublas(patches: int) -> bool:
+    """Return whether XLA gives cuBLAS the products of a tile's patches as they lie.
+
+    It pads and cuts every product whose rows are no multiple of 8: 17 tiles of 729 patches took 30.8 ms on an H100 with
+    the `compiler_options` of "cudnn", and 28.0 ms without.
+    """
+    return patches % 8 == 0
 
 
 def _cuda_wheels(target: Target) -> bool:
@@ -69,7 +76,6 @@ def attention(
     v: Float[Array, "P h d"],
     *,
     mask: Bool[Array, " P"] | None = None,
-    patches: int | None = None,
     kernel: str = "plain",
     precision: str | None = None,
 ) -> Float[Array, "P h d"]:
@@ -82,15 +88,11 @@ def attention(
       q, k, v: of one dtype, which is also the result's.
       mask: True for the patches that may be attended to. Masked keys get no weight. Masked queries are computed all
         the same, as in the reference.
-      patches: how many of the P patches are real, the first ones, where a tile is padded to the kernel's
-        `patch_multiple`; the others get no weight. None means all.
       kernel: a name in `KERNELS`; each kernel is described in its own file.
       precision: of the two matmuls, for float32 inputs.
     """
     if kernel not in KERNELS:
         raise ValueError(f"kernel must be one of {', '.join(KERNELS)}, got {kernel!r}.")
     row = KERNELS[kernel]
-    if patches is not None:
-        return row.function(q, k, v, mask, precision, patches)
     function = row.function if mask is None or row.takes_mask else plain
     return function(q, k, v, mask, precision)
