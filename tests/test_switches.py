@@ -150,6 +150,7 @@ def generate(m):
     chats, options = ["What is it?", "ab"], {"max_new_tokens": 3, "logprobs": True}
     answers = generator.generate(chats, **options)
     answers += generator.generate(chats, **options, temperature=0.8, repetition_penalty=1.2, seed=[3, 4])
+    answers += generator.generate(chats, **options, temperature=1.5, top_k=5, top_p=0.9, min_p=0.05, seed=7)
     return [(np.array(one.ids, np.int32), np.array(one.logprobs, np.float32)) for one in answers]
 
 

@@ -66,11 +66,16 @@ def _rope(scaling: Any, parameters: Any, where: str) -> dict[str, Any]:
     return found | {"rope_scaling": {key: rope[key] for key in LLAMA3_KEYS if key in rope}}
 
 
-def _text(config: Any, tied: Any, ignore_keys: Collection[str]) -> TextConfig:
-    """Return the config of the language model, from the value of `text_config` and of the top `tie_word_embeddings`."""
+def _text(config: Any, tied: Any, is_known: bool, ignore_keys: Collection[str]) -> TextConfig:
+    """Return the config of the language model, from the value of `text_config` and of the top `tie_word_embeddings`.
+
+    Where the language model is unknown (`MARK`), only its width is meant.
+    """
     where = "config.json: text_config"
     # The reference's eps is 1e-5 without a text_config, and Llama's default 1e-6 in a text_config that leaves it out.
     text = read_section({"rms_norm_eps": 1e-5} if config is None else config, where, ignore_keys)
+    if not is_known:
+        return _build(TextConfig, where, {name: text[name] for name in text if name == "hidden_size"})
     text |= _rope(text.pop("rope_scaling", None), text.pop("rope_parameters", None), where)
     scaling = text.get("rope_scaling")
     if scaling is not None:
@@ -110,7 +115,7 @@ def config_from_hf(
         raise ValueError(f"config.json: architectures must be a list of names, got {short(architectures)}.")
     where = "config.json: vision_config"
     vision = _build(VisionConfig, where, read_section(top.get("vision_config", {}), where, ignore_keys))
-    text = _text(top.get("text_config"), top.get("tie_word_embeddings", False), ignore_keys)
+    text = _text(top.get("text_config"), top.get("tie_word_embeddings", False), MARK not in top, ignore_keys)
     connector = _build(
         ConnectorConfig,
         "config.json",

@@ -104,9 +104,9 @@ def admit(params: Params, slots: Slots, chunk: Chunk, *, first: bool, engine: En
     cache = jax.tree.map(lambda whole, part: jax.lax.dynamic_update_slice_in_dim(whole, part, row, 0), slots.cache, own)
     real_ids = jnp.where(places < chunk.num_real, chunk.ids, vocabulary)
     seen = (slots.seen[row] & (chunk.start > 0)).at[real_ids].set(True, mode="drop")
-    length = chunk.start + chunk.num_real
+    length = jnp.asarray(chunk.start + chunk.num_real)
     last_hidden = jax.lax.dynamic_slice_in_dim(hidden[0], chunk.num_real - 1, 1)
-    sampling = jax.tree.map(lambda value: value[None], chunk.sampling)
+    sampling = jax.tree.map(lambda value: jnp.asarray(value)[None], chunk.sampling)
     ids, logprobs = sample(logits(params, last_hidden, engine.text, engine.compute), sampling, length[None], seen[None])
     seen = seen.at[jnp.where(chunk.last, ids, vocabulary)].set(True, mode="drop")
     slots = Slots(

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float32, Int32, UInt32
+from jaxtyping import Array, Bool, Float32, Int, Int32, UInt32
 
 LEAST_TEMPERATURE = 1e-30  # a lower one counts as 0: logits divided by it could be infinite
 BLOCK = 128  # ids; a draw first chooses a block of them, and then one of its ids
@@ -134,8 +134,8 @@ def _order(scores: Float32[Array, "B V"]) -> UInt32[Array, "B V"]:
 def _last(holds: Callable[[UInt32[Array, "B 1"]], Bool[Array, "B 1"]], rows: int) -> UInt32[Array, "B 1"]:
     """Return the largest integer of each row that `holds`, which holds for 0 and up to that integer."""
 
-    def try_bit(step: Int32[Array, ""], found: UInt32[Array, "B 1"]) -> UInt32[Array, "B 1"]:
-        tried = found | (jnp.uint32(1 << 31) >> step.astype(jnp.uint32))
+    def try_bit(step: Int[Array, ""] | int, found: UInt32[Array, "B 1"]) -> UInt32[Array, "B 1"]:
+        tried = found | (jnp.uint32(1 << 31) >> jnp.asarray(step, jnp.uint32))
         return jnp.where(holds(tried), tried, found)
 
     return jax.lax.fori_loop(0, 32, try_bit, jnp.zeros((rows, 1), jnp.uint32))
