@@ -13,7 +13,7 @@ from tests.helpers.project import README, readme_examples
 
 def test_the_readmes_commands_exist():
     commands = re.findall(r"multipatch-jax (\w+)", README)
-    assert set(commands) == {"demo", "convert", "encode", "export", "plan"}
+    assert set(commands) == {"demo", "convert", "encode", "export", "plan", "ask"}
     for command in set(commands):
         assert run_python("-m", "multipatch_jax", command, "--help").returncode == 0
 

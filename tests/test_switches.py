@@ -124,9 +124,8 @@ CALLS: dict[str, Callable[[Any], Any]] = {
         m.params, TOKENS[None], config=m.config, compute=mp.Compute(remat=True), position_ids=IDS[:1]
     ),
     "text_logits": lambda m: mp.text_logits(m.params, TOKENS[None], config=m.config),
-    "LlamaModel, cache": lambda m: decode(m.params, mp.nn.init_cache(m.config.text, 2, 8, "float32"), m.config.text),
-    "LlamaModel, split cache": lambda m: decode(
-        mp.nn.split_layers(m.params), mp.nn.init_cache(m.config.text, 2, 8, "float32", split=True), m.config.text
+    "LlamaModel, cache": lambda m: decode(
+        mp.nn.split_layers(m.params), mp.nn.init_cache(m.config.text, 2, 8, "float32"), m.config.text
     ),
     "merge_lora": lambda m: mp.params.merge_lora(mp.params.add_lora(jax.random.key(0), m.params, rank=2)),
     "train step": train_once,

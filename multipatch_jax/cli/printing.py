@@ -43,12 +43,24 @@ class Output(io.TextIOBase):
             encoding = self._stream.encoding or "utf-8"
             try:
                 self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
-                if "\n" in text:
-                    self._stream.flush()
             except OSError as error:
-                self.error = error
-                _discard(self._stream)
+                self._fail(error)
+            if "\n" in text:
+                self.flush()
         return len(text)
+
+    def flush(self) -> None:
+        """Show what has been written, as a line that is not finished."""
+        if self._stream is not None and self.error is None:
+            try:
+                self._stream.flush()
+            except OSError as error:
+                self._fail(error)
+
+    def _fail(self, error: OSError) -> None:
+        self.error = error
+        if self._stream is not None:
+            _discard(self._stream)
 
 
 def _discard(stream: TextIO) -> None:

@@ -25,9 +25,9 @@ from multipatch_jax.generate.request import Request, read_requests
 from multipatch_jax.generate.slots import NEUTRAL, Slots
 from multipatch_jax.nn import Compute, resolve_compute, split_layers
 from multipatch_jax.params import PARTS, Params, check_params, flatten, param_shapes
-from multipatch_jax.text import Chat, Processor, encode_frames
+from multipatch_jax.text import Chat, Processor, encode_frames, frame_config
 
-COLUMNS = 128  # a cache has a multiple of so many, as a TPU pads its last axis to that
+COLUMNS = 256  # a cache has a multiple of so many, so that sums in blocks of `nn.linear.BLOCK` columns need no padding
 
 
 class Generator:
@@ -126,7 +126,7 @@ class Generator:
         )
 
     def warmup(self) -> None:
-        """Compile every program, so that nothing compiles later, whatever the chats, images and settings.
+        """Compile every program, so that nothing compiles later, whatever the chats, images, videos and settings.
 
         No program is executed. As in `encode.warmup`, JAX's persistent compilation cache may have the programs already.
         """
@@ -142,7 +142,8 @@ class Generator:
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count(), "multipatch") as pool:
             for compiling in [pool.submit(program.compile) for program in programs]:
                 compiling.result()
-        warmup(self._encoder, **self._how)
+        for config in (self.config, frame_config(self.config)):
+            warmup(self._encoder, config=config, compute=self._how["compute"])
 
     def generate(
         self,

@@ -44,7 +44,7 @@ def new_slots(config: TextConfig, batch_size: int, capacity: int, dtype: Any) ->
       dtype: of keys and values.
     """
     return Slots(
-        cache=init_cache(config, batch_size, capacity, dtype, split=True),
+        cache=init_cache(config, batch_size, capacity, dtype),
         lengths=jnp.zeros(batch_size, jnp.int32),
         last_ids=jnp.zeros(batch_size, jnp.int32),
         active=jnp.zeros(batch_size, bool),

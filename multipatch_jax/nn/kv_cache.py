@@ -1,6 +1,6 @@
 """The decoder's memory of earlier tokens, and the arrangement of its params for one token at a time."""
 
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +10,7 @@ from multipatch_jax.config import TextConfig
 
 
 class KVCache(NamedTuple):
-    """Keys and values of the tokens of several rows. Column i of a row is for the token at position i of its text.
-
-    The arrays of a cache for split layers (`split_layers`) have no axis of layers: such a cache is a tuple with one
-    `KVCache` for each layer. In both forms the axis of rows is -4.
+    """One layer's keys and values of the tokens of several rows. Column i is for the token at position i of its text.
 
     Attributes:
       k: keys, rotated by their positions. The columns are the last axis, because the product with the queries is then
@@ -21,49 +18,60 @@ class KVCache(NamedTuple):
       v: values.
     """
 
-    k: Float[Array, "*layers B kv_heads d capacity"]
-    v: Float[Array, "*layers B kv_heads capacity d"]
+    k: Float[Array, "B kv_heads d capacity"]
+    v: Float[Array, "B kv_heads capacity d"]
 
 
-Cache = KVCache | tuple[KVCache, ...]
-
-
-@overload
-def init_cache(
-    config: TextConfig, batch_size: int, capacity: int, dtype: Any, *, split: Literal[True]
-) -> tuple[KVCache, ...]: ...
-@overload
-def init_cache(config: TextConfig, batch_size: int, capacity: int, dtype: Any, *, split: bool = ...) -> Cache: ...
-def init_cache(config: TextConfig, batch_size: int, capacity: int, dtype: Any, *, split: bool = False) -> Cache:
-    """Return an empty cache: `batch_size` rows of `capacity` columns of zeros.
-
-    Args:
-      split: whether it is for params from `split_layers`.
-    """
-    layers, rows = config.num_hidden_layers, (batch_size, config.num_key_value_heads)
+def init_cache(config: TextConfig, batch_size: int, capacity: int, dtype: Any) -> tuple[KVCache, ...]:
+    """Return an empty cache of each layer: `batch_size` rows of `capacity` columns of zeros."""
+    rows = batch_size, config.num_key_value_heads
     k, v = (*rows, config.head_dim, capacity), (*rows, capacity, config.head_dim)
-    if split:
-        return tuple(KVCache(jnp.zeros(k, dtype), jnp.zeros(v, dtype)) for _ in range(layers))
-    return KVCache(jnp.zeros((layers, *k), dtype), jnp.zeros((layers, *v), dtype))
+    return tuple(KVCache(jnp.zeros(k, dtype), jnp.zeros(v, dtype)) for _ in range(config.num_hidden_layers))
 
 
-def write_cache(cache: Cache, columns: Int[Array, "B S"], new: Any) -> Cache:
-    """Return the cache with the keys and values of tokens in their columns; columns outside it are dropped.
+def write_cache(
+    cache: KVCache,
+    columns: Int[Array, "B S"],
+    k: Float[Array, "B S kv_heads d"],
+    v: Float[Array, "B S kv_heads d"],
+) -> KVCache:
+    """Return the cache with the keys and values of tokens in their columns; columns outside it are dropped."""
+    new = KVCache(k.astype(cache.k.dtype), v.astype(cache.v.dtype))
+    if columns.shape[1] > 1:
+        return _scatter(cache, columns, new)
+    return jax.lax.platform_dependent(cache, columns, new, tpu=write_one_by_one, default=_scatter)
+
+
+def _scatter(cache: KVCache, columns: Int[Array, "B S"], new: KVCache) -> KVCache:
+    rows = jnp.arange(len(columns), dtype=columns.dtype)[:, None]
+    return KVCache(  # an indexed result has the axes of the indices first: (B, S, kv_heads, d)
+        cache.k.at[rows, :, :, columns].set(new.k, mode="drop"),
+        cache.v.at[rows, :, columns, :].set(new.v, mode="drop"),
+    )
+
+
+def write_one_by_one(cache: KVCache, columns: Int[Array, "B 1"], new: KVCache) -> KVCache:
+    """Write one token of each row, a row after another. A TPU would copy the whole cache for a scatter.
 
     Args:
-      new: (k, v) of all layers, each (layers, B, S, kv_heads, d); for a tuple, a list of each layer's (k, v).
+      new: of the tokens, (B, 1, kv_heads, d).
     """
-    if not isinstance(cache, KVCache):
-        return tuple(_write(one, columns, *of_layer) for one, of_layer in zip(cache, new, strict=True))
-    return _write(cache, columns, *(jnp.moveaxis(x, 0, 2) for x in new))
+    capacity = cache.k.shape[-1]
+    is_there = jnp.logical_and(columns >= 0, columns < capacity)
+    places = jnp.where(is_there, columns, 0).astype(jnp.int32)
 
+    def write(row, array, tokens, axis):
+        start = [jnp.int32(0)] * 4
+        start[0], start[axis] = row, places[row, 0]
+        token = jax.lax.dynamic_slice_in_dim(tokens, row, 1)
+        old = jax.lax.dynamic_slice(array, start, token.shape)
+        return jax.lax.dynamic_update_slice(array, jnp.where(is_there[row, 0], token, old), start)
 
-def _write(cache, columns, k, v):
-    rows = jnp.arange(len(columns), dtype=columns.dtype)[:, None]
-    return KVCache(  # an indexed result has the axes of the indices first: (B, S, *layers, kv_heads, d)
-        cache.k.at[..., rows, :, :, columns].set(k.astype(cache.k.dtype), mode="drop"),
-        cache.v.at[..., rows, :, columns, :].set(v.astype(cache.v.dtype), mode="drop"),
-    )
+    def write_row(row, cache):
+        k, v = new.k.transpose(0, 2, 3, 1), new.v.transpose(0, 2, 1, 3)
+        return KVCache(write(row, cache.k, k, 3), write(row, cache.v, v, 2))
+
+    return jax.lax.fori_loop(jnp.int32(0), jnp.int32(len(columns)), write_row, cache)
 
 
 def split_layers(params: dict[str, Any]) -> dict[str, Any]:

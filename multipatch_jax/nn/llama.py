@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 from multipatch_jax.config import TextConfig
 from multipatch_jax.nn.causal import Past, attend
 from multipatch_jax.nn.compute import Compute, compute_in
-from multipatch_jax.nn.kv_cache import Cache, KVCache, write_cache
+from multipatch_jax.nn.kv_cache import KVCache, write_cache
 from multipatch_jax.nn.linear import Dense, matmul
 from multipatch_jax.nn.rotary import rotary_angles, rotate
 
@@ -133,8 +133,8 @@ class LlamaModel(nn.Module):
         x: Float[Array, "B S D"],
         position_ids: Int[Array, "B S"],
         attention_mask: Bool[Array, "B S"] | None = None,
-        cache: Cache | None = None,
-    ) -> tuple[Float[Array, "B S D"], Cache | None]:
+        cache: tuple[KVCache, ...] | None = None,
+    ) -> tuple[Float[Array, "B S D"], tuple[KVCache, ...] | None]:
         """Return the hidden states after the final norm, and the cache with these tokens in it.
 
         Args:
@@ -151,10 +151,8 @@ class LlamaModel(nn.Module):
         compute = compute_in(self, self.compute)
         split = {} if self.is_initializing() else self.variables["params"]["layers"]
         is_split = "0" in split
-        if cache is not None and isinstance(cache, KVCache) == is_split:
-            raise ValueError(
-                f"The cache must be init_cache(..., split={is_split}) for these params, got split={not is_split}."
-            )
+        if cache is not None and not is_split:
+            raise ValueError("With a cache, params must be those of split_layers(params), got stacked layers.")
         past, capacity = None, 0
         if cache is None:
             columns = jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32)[None], x.shape[:2])
@@ -177,16 +175,16 @@ class LlamaModel(nn.Module):
                 layer,
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
-                in_axes=(0, nn.broadcast),  # pyright: ignore[reportArgumentType]
+                in_axes=(nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
                 length=self.config.num_hidden_layers,
                 check_constancy_invariants=False,  # the check would trace the block a second time
             )(self.config, compute, name="layers")
-            x, new = layers(x, cache, places)
+            x, new = layers(x, None, places)
         if cache is not None:
             # What is not written stays finite, as `attend` expects. It also makes the write depend on every read of
             # the cache; otherwise XLA copies the cache to be safe.
             columns = jnp.where(jnp.isfinite(x).all(axis=-1), columns, capacity)
-            cache = write_cache(cache, columns, new)
+            cache = tuple(write_cache(layer, columns, *kv) for layer, kv in zip(cache, new, strict=True))
         return RMSNorm(self.config, compute, name="norm")(x), cache
 
 

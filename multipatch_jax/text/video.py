@@ -136,6 +136,30 @@ def expand_video_prompt(text: str, videos: Sequence[VideoPlan], config: ModelCon
     return expanded
 
 
+def frame_config(config: ModelConfig, video_size: int | None = None) -> ModelConfig:
+    """Return the config with which the frames of videos are encoded: that of a model whose images are never split.
+
+    Args:
+      config: the model's. The tiling's options of resize 1, splitting and resampler are replaced.
+      video_size: as in `encode_frames`.
+
+    Raises:
+      ValueError: an argument does not fit.
+    """
+    require_type("config", config, ModelConfig)
+    side = config.tiling.tile_size if video_size is None else require_positive("video_size", video_size, "pixels")
+    tiling = dataclasses.replace(
+        config.tiling,
+        longest_edge=min(side, MAX_IMAGE_SIZE),
+        do_resize=True,
+        do_image_splitting=False,
+        upscale=True,
+        max_tiles=None,
+        resampler="torchvision",  # the only backend that the reference has for videos
+    )
+    return dataclasses.replace(config, tiling=tiling)
+
+
 def encode_frames(
     params: Params,
     frames: Iterable[Any],
@@ -154,7 +178,7 @@ def encode_frames(
     Args:
       params: with "vision_model" and "connector".
       frames: an iterable of anything that `load_image` takes, such as an array (frames, H, W, 3).
-      config: the model's. The tiling's options of resize 1, splitting and resampler are replaced by those of a video.
+      config: the model's, of which `frame_config` makes that of a video's frames.
       compute: how to compute.
       video_size: pixels of the longer side after the first resize (the checkpoint's `video_sampling.video_size`). None
         is the tile's side. A number above 4096 counts as 4096.
@@ -167,18 +191,7 @@ def encode_frames(
       ValueError: there are no frames, or an argument does not fit.
       ImageError, FileNotFoundError: as `load_image`, with the frame's index.
     """
-    require_type("config", config, ModelConfig)
-    side = config.tiling.tile_size if video_size is None else require_positive("video_size", video_size, "pixels")
-    tiling = dataclasses.replace(
-        config.tiling,
-        longest_edge=min(side, MAX_IMAGE_SIZE),
-        do_resize=True,
-        do_image_splitting=False,
-        upscale=True,
-        max_tiles=None,
-        resampler="torchvision",  # the only backend that the reference has for videos
-    )
-    config = dataclasses.replace(config, tiling=tiling)
+    config = frame_config(config, video_size)
     tokens = encode_images(params, frames, config=config, compute=compute, batch_size=batch_size)
     if not tokens:
         raise ValueError("A video must have at least one frame, got none.")

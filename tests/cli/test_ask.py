@@ -62,6 +62,24 @@ class InterruptingStream(io.StringIO):
         return super().write(text)
 
 
+class WatchedStream(io.StringIO):
+    """A buffered standard output, and what of it somebody has seen after each flush."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def flush(self):
+        self.seen.append(self.getvalue())
+
+
+def test_the_answer_is_seen_while_it_grows(run, folder, photo_file, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", stream := WatchedStream())
+    status, _, _ = run("ask", photo_file, "What is it?", "--model", folder, "--max-tokens", 6)
+    assert status == 0
+    assert len({seen for seen in stream.seen if seen and not seen.endswith("\n")}) > 1
+
+
 def test_ctrl_c_keeps_what_was_printed(run, folder, photo_file, monkeypatch):
     stream = InterruptingStream()
     monkeypatch.setattr(sys, "stdout", stream)

@@ -51,7 +51,7 @@ def test_wrong_usage_exits_with_2_and_help_teaches(run):
     status, out, _ = run("--help")
     assert status == 0
     assert "multipatch-jax plan 3000 4000" in out
-    for command in ("encode", "plan", "convert", "export", "demo"):
+    for command in ("encode", "plan", "convert", "export", "ask", "demo"):
         status, out, _ = run(command, "--help")
         assert status == 0
         assert "for example:" in out or command == "demo"

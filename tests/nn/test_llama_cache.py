@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import multipatch_jax as mp
 from multipatch_jax.nn import KVCache, LlamaModel, init_cache, split_layers
+from multipatch_jax.nn.kv_cache import write_cache, write_one_by_one
 from multipatch_reference import distance
 from tests.helpers import tolerances
 from tests.helpers.models import TINY, TINY_TEXT, random_params
@@ -19,7 +20,7 @@ from tests.helpers.models import TINY, TINY_TEXT, random_params
 TEXT = dataclasses.replace(TINY_TEXT, num_attention_heads=4, num_key_value_heads=2)
 CONFIG = dataclasses.replace(TINY, text=TEXT)
 PARAMS = random_params(CONFIG)
-FORMS = {False: PARAMS["text_model"], True: split_layers(PARAMS)["text_model"]}
+SPLIT = split_layers(PARAMS)["text_model"]
 CAPACITY = 24
 MODEL = LlamaModel(TEXT, mp.nn.resolve_compute(mp.Compute(), "float32"))
 
@@ -37,42 +38,41 @@ def positions(*starts, length):
     return (np.array(starts)[:, None] + np.arange(length)).astype(np.int32)
 
 
-def filled(split, batch, value=0.0):
-    cache = init_cache(TEXT, batch, CAPACITY, jnp.float32, split=split)
+def filled(batch, value=0.0):
+    cache = init_cache(TEXT, batch, CAPACITY, jnp.float32)
     return jax.tree.map(lambda x: jnp.full_like(x, value), cache)
 
 
 @settings(deadline=None, max_examples=8)
-@given(chunks=st.lists(st.integers(1, 7), min_size=1, max_size=4), split=st.booleans())
-def test_chunks_with_a_cache_equal_the_whole_text_without(chunks, split):
+@given(chunks=st.lists(st.integers(1, 7), min_size=1, max_size=4))
+def test_chunks_with_a_cache_equal_the_whole_text_without(chunks):
     x = embeds(2, sum(chunks[:3]) + 2)[:, : sum(chunks)]
     whole, none = MODEL.apply({"params": PARAMS["text_model"]}, x, positions(0, 0, length=x.shape[1]))
     assert none is None
-    cache, parts, start = filled(split, 2), [], 0
+    cache, parts, start = filled(2), [], 0
     for length in chunks:
         part = x[:, start : start + length]
         if part.shape[1]:
-            hidden, cache = advance(FORMS[split], part, positions(start, start, length=part.shape[1]), None, cache)
+            hidden, cache = advance(SPLIT, part, positions(start, start, length=part.shape[1]), None, cache)
             parts.append(hidden)
         start += length
     assert distance(jnp.concatenate(parts, axis=1), whole) <= tolerances.SAME_PROGRAM
 
 
-@pytest.mark.parametrize("split", [False, True])
-def test_each_row_of_a_ragged_batch_equals_itself_alone(split):
+def test_each_row_of_a_ragged_batch_equals_itself_alone():
     """In the same program, in every bit: prompts of 8 lengths, then 3 tokens at 8 different positions."""
     lengths = np.array([1, 2, 3, 5, 8, 10, 11, 12])
     prompts, later = embeds(8, 12), embeds(8, 3, seed=1)
 
     def run(rows):
         """Whether each row is run; the other rows ride along outside the capacity."""
-        off, cache = np.where(rows, 0, CAPACITY), filled(split, 8)
+        off, cache = np.where(rows, 0, CAPACITY), filled(8)
         mask = np.arange(12) < lengths[:, None]
-        hidden, cache = advance(FORMS[split], prompts, positions(*off, length=12), mask, cache)
+        hidden, cache = advance(SPLIT, prompts, positions(*off, length=12), mask, cache)
         results = [np.where(mask[..., None], hidden, 0)]
         for step in range(3):
             where = np.where(rows, lengths + step, CAPACITY)[:, None].astype(np.int32)
-            hidden, cache = advance(FORMS[split], later[:, step : step + 1], where, None, cache)
+            hidden, cache = advance(SPLIT, later[:, step : step + 1], where, None, cache)
             results.append(hidden)
         return np.concatenate(results, axis=1)
 
@@ -81,25 +81,23 @@ def test_each_row_of_a_ragged_batch_equals_itself_alone(split):
         np.testing.assert_array_equal(run(np.arange(8) == row)[row], together[row])
 
 
-@pytest.mark.parametrize("split", [False, True])
-def test_what_lies_behind_a_row_is_never_seen(split):
+def test_what_lies_behind_a_row_is_never_seen():
     x = embeds(2, 5)
-    expected, _ = advance(FORMS[split], x, positions(0, 0, length=5), None, filled(split, 2))
-    found, cache = advance(FORMS[split], x, positions(0, 0, length=5), None, filled(split, 2, 1e4))
+    expected, _ = advance(SPLIT, x, positions(0, 0, length=5), None, filled(2))
+    found, cache = advance(SPLIT, x, positions(0, 0, length=5), None, filled(2, 1e4))
     np.testing.assert_array_equal(found, expected)
-    one, _ = advance(FORMS[split], embeds(2, 1, seed=1), positions(5, 5, length=1), None, cache)
+    one, _ = advance(SPLIT, embeds(2, 1, seed=1), positions(5, 5, length=1), None, cache)
     assert jnp.isfinite(one).all()
     assert distance(one, expected[:, :1]) > 1e-2
     assert jnp.abs(one).max() < 100
 
 
-@pytest.mark.parametrize("split", [False, True])
 @pytest.mark.parametrize(
     ("mask", "start"), [(None, CAPACITY), (None, CAPACITY - 1), (np.array([[False, False, True]] * 2), 0)]
 )
-def test_padding_and_places_outside_the_capacity_are_dropped(mask, start, split):
+def test_padding_and_places_outside_the_capacity_are_dropped(mask, start):
     where = positions(start, start, length=3)
-    _, cache = advance(FORMS[split], embeds(2, 3), where, mask, filled(split, 2, 7.0))
+    _, cache = advance(SPLIT, embeds(2, 3), where, mask, filled(2, 7.0))
     columns = np.zeros(CAPACITY, bool)
     columns[where[0][(where[0] < CAPACITY) & (True if mask is None else mask[0])]] = True
     for leaf in jax.tree.leaves(cache):
@@ -110,36 +108,34 @@ def test_padding_and_places_outside_the_capacity_are_dropped(mask, start, split)
 def test_a_token_that_is_not_finite_is_not_written():
     x = embeds(2, 4)
     x[0, 1] = np.nan
-    hidden, cache = advance(FORMS[False], x, positions(0, 0, length=4), None, filled(False, 2))
+    hidden, cache = advance(SPLIT, x, positions(0, 0, length=4), None, filled(2))
     assert np.isnan(hidden[0, 1:]).all()
     assert jnp.isfinite(hidden[1]).all()
-    assert all(jnp.isfinite(array).all() for array in cache)
-    good, _ = advance(FORMS[False], embeds(2, 4), positions(0, 0, length=4), None, cache)
+    assert all(jnp.isfinite(array).all() for array in jax.tree.leaves(cache))
+    good, _ = advance(SPLIT, embeds(2, 4), positions(0, 0, length=4), None, cache)
     assert jnp.isfinite(good).all()
 
 
-@pytest.mark.parametrize("split", [False, True])
-def test_left_padding_with_a_cache_changes_nothing(split):
+def test_left_padding_with_a_cache_changes_nothing():
     x = embeds(2, 6)
-    expected, _ = advance(FORMS[split], x, positions(0, 0, length=6), None, filled(split, 2))
+    expected, _ = advance(SPLIT, x, positions(0, 0, length=6), None, filled(2))
     mask = np.arange(9) >= 3
     padded = np.concatenate([embeds(2, 3, seed=5), x], axis=1)
     where = np.broadcast_to(np.maximum(np.arange(9) - 3, 0), (2, 9)).astype(np.int32)
-    found, cache = advance(FORMS[split], padded, where, np.broadcast_to(mask, (2, 9)), filled(split, 2))
+    found, cache = advance(SPLIT, padded, where, np.broadcast_to(mask, (2, 9)), filled(2))
     assert distance(found[:, 3:], expected) <= tolerances.SAME_PROGRAM
     step = [embeds(2, 1, seed=6), positions(6, 6, length=1), None]
-    after, _ = advance(FORMS[split], *step, cache)
-    _, plain = advance(FORMS[split], x, positions(0, 0, length=6), None, filled(split, 2))
-    assert distance(after, advance(FORMS[split], *step, plain)[0]) <= tolerances.SAME_PROGRAM
+    after, _ = advance(SPLIT, *step, cache)
+    _, plain = advance(SPLIT, x, positions(0, 0, length=6), None, filled(2))
+    assert distance(after, advance(SPLIT, *step, plain)[0]) <= tolerances.SAME_PROGRAM
 
 
-@pytest.mark.parametrize("split", [False, True])
-def test_the_cache_is_updated_in_place(split):
+def test_the_cache_is_updated_in_place():
     """In float32. A CPU computes bfloat16 products in float32, and XLA makes that copy of all arrays, the cache too."""
     text = dataclasses.replace(TEXT, num_hidden_layers=12)
     params = random_params(dataclasses.replace(CONFIG, text=text))
-    params = (split_layers(params) if split else params)["text_model"]
-    cache = init_cache(text, 2, 8192, jnp.float32, split=split)
+    params = split_layers(params)["text_model"]
+    cache = init_cache(text, 2, 8192, jnp.float32)
     size = sum(x.nbytes for x in jax.tree.leaves(cache))
     model = LlamaModel(text)
     step = jax.jit(lambda *args: model.apply({"params": args[0]}, *args[1:]), donate_argnums=4)
@@ -147,22 +143,33 @@ def test_the_cache_is_updated_in_place(split):
     memory = step.lower(params, x, where, None, cache).compile().memory_analysis()
     assert memory is not None
     assert memory.alias_size_in_bytes == size
-    # The scores of a layer are a twelfth of its cache here; of a stack, a layer of the cache is copied.
-    assert memory.temp_size_in_bytes < (0.05 if split else 0.2) * size
+    assert memory.temp_size_in_bytes < 0.05 * size  # the scores of a layer are a twelfth of its cache here
     _, after = step(params, x, where, None, cache)
     assert jax.tree.structure(after) == jax.tree.structure(cache)
     assert all(array.is_deleted() for array in jax.tree.leaves(cache))
 
 
-def test_a_cache_of_the_other_form_is_refused():
-    for split in (False, True):
-        with pytest.raises(ValueError, match=rf"must be init_cache\(..., split={split}\).*got split={not split}"):
-            MODEL.apply({"params": FORMS[split]}, embeds(1, 1), positions(0, length=1), None, filled(not split, 1))
+def test_a_cache_with_stacked_layers_is_refused():
+    with pytest.raises(ValueError, match=r"params must be those of split_layers.*got stacked layers"):
+        MODEL.apply({"params": PARAMS["text_model"]}, embeds(1, 1), positions(0, length=1), None, filled(1))
+
+
+@settings(deadline=None, max_examples=30)
+@given(columns=st.lists(st.integers(0, CAPACITY + 3), min_size=1, max_size=5))
+def test_a_tpus_form_writes_the_same(columns):
+    """A token of each row, some outside the capacity; the form for a TPU is plain JAX, and runs anywhere."""
+    cache = jax.tree.map(lambda x: jax.random.normal(jax.random.key(0), x.shape), filled(len(columns))[0])
+    shape = (len(columns), 1, TEXT.num_key_value_heads, TEXT.head_dim)
+    new = KVCache(*(jax.random.normal(jax.random.key(seed), shape) for seed in (1, 2)))
+    where = jnp.array(columns, jnp.int32)[:, None]
+    expected, found = write_cache(cache, where, *new), write_one_by_one(cache, where, new)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    written = np.asarray((found.k != cache.k).any(axis=(1, 2)))
+    np.testing.assert_array_equal(written, np.arange(CAPACITY) == where)
 
 
 def test_splitting_keeps_every_number():
-    layers = FORMS[True]["layers"]
+    layers = SPLIT["layers"]
     assert list(layers) == [str(index) for index in range(TEXT.num_hidden_layers)]
     stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *layers.values())
     jax.tree.map(np.testing.assert_array_equal, stacked, PARAMS["text_model"]["layers"])
-    assert isinstance(filled(False, 1), KVCache)
