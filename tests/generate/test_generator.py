@@ -196,7 +196,7 @@ def live_bytes() -> int:
     ids=["16", "200"],
 )
 def test_after_warmup_nothing_compiles_and_memory_is_flat(count, longest, max_length, talker):
-    """Groups of 1 to 8 chats over three slots; each group has settings of its own."""
+    """Groups of 1 to 8 chats over three slots; each group has settings of its own. A video comes last."""
     generator = make_generator(talker, max_length=max_length)
     generator.warmup()
     texts, images, settings = mixed_requests(count, longest, seed=1)
@@ -209,6 +209,9 @@ def test_after_warmup_nothing_compiles_and_memory_is_flat(count, longest, max_le
             answers += generator.generate(texts[here], images[here], **settings[place])
             used.append(live_bytes())
             place = here.stop
+        frames = np.random.default_rng(2).integers(0, 256, (3, 50, 70, 3), np.uint8)
+        video = {"type": "video", "video": frames, "fps": 1}
+        generator.generate([[{"role": "user", "content": [video]}]], max_new_tokens=2)
     assert len(answers) == count
     assert {answer.finish_reason for answer in answers} <= {"stop", "length"}
     assert max(used) - min(used) < 1e5  # bytes
