@@ -56,8 +56,8 @@ def write_one_by_one(cache: KVCache, columns: Int[Array, "B 1"], new: KVCache) -
     Args:
       new: of the tokens, (B, 1, kv_heads, d).
     """
-    capacity = cache.k.shape[-1]
-    is_there = jnp.logical_and(columns >= 0, columns < capacity)
+    k, v = new.k.transpose(0, 2, 3, 1), new.v.transpose(0, 2, 1, 3)  # in the loop they would give it another layout
+    is_there = jnp.logical_and(columns >= 0, columns < cache.k.shape[-1])
     places = jnp.where(is_there, columns, 0).astype(jnp.int32)
 
     def write(row, array, tokens, axis):
@@ -68,7 +68,6 @@ def write_one_by_one(cache: KVCache, columns: Int[Array, "B 1"], new: KVCache) -
         return jax.lax.dynamic_update_slice(array, jnp.where(is_there[row, 0], token, old), start)
 
     def write_row(row, cache):
-        k, v = new.k.transpose(0, 2, 3, 1), new.v.transpose(0, 2, 1, 3)
         return KVCache(write(row, cache.k, k, 3), write(row, cache.v, v, 2))
 
     return jax.lax.fori_loop(jnp.int32(0), jnp.int32(len(columns)), write_row, cache)

@@ -1,5 +1,6 @@
 """A matrix product whose float32 sums are as exact as the reference's, and the dense layer that uses it."""
 
+import functools
 from typing import Any
 
 import jax
@@ -24,7 +25,11 @@ def matmul(
     """
     k = x.shape[1]
     if x.dtype != jnp.float32 or precision != "highest" or k <= BLOCK:
-        return jnp.dot(x, w, precision=precision, preferred_element_type=jnp.float32)
+        dot = functools.partial(jnp.dot, precision=precision, preferred_element_type=jnp.float32)
+        if len(x) > 1:
+            return dot(x, w)
+        # For one row, XLA on CUDA would write all products to memory and read them to add them up: 4 times the bytes.
+        return jax.lax.platform_dependent(x, w, cuda=lambda x, w: dot(jnp.repeat(x, 2, axis=0), w)[:1], default=dot)
     if len(x) <= FEW_ROWS:
         # All blocks in one batched product. The loop below copies every block of w before it reads it, which costs more
         # than the product itself where rows are few: 10 times as long for one row.

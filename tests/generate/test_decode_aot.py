@@ -34,6 +34,18 @@ def test_what_stays_on_the_chip_does_not_count():
     """The weight comes to the chip, the cache is read, and one row of it is written."""
     fetched = 128 * 128 * 4 + 4  # with XLA's context of the copy
     assert traffic(PROGRAM) == fetched + 4 * 128 * 4 + 128 * 4
+    assert traffic(PROGRAM.replace("f32[1,128]{1,0:S(1)}", "f32[1,128]{1,0}")) == traffic(PROGRAM) + 2 * 128 * 4
+
+
+def test_what_a_program_makes_and_keeps_in_a_cache_does_not_count():
+    """Its arguments count, however small they are."""
+    program = PROGRAM.replace("{1,0:S(1)}", "{1,0}").replace("copy-start", "negate").replace("copy-done", "negate")
+    assert traffic(program, cached=128 * 4 + 1) == traffic(program) - 2 * 128 * 4
+    assert traffic(program, cached=10**9) == 128 * 128 * 4 + 4 * 128 * 4
+    renamed = program.replace("negate(%w)", "negate(%v)").replace(
+        "  %fetch =", "  %v = f32[1,16384] bitcast(%w)\n  %fetch ="
+    )
+    assert traffic(renamed, cached=10**9) == traffic(program, cached=10**9)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="TPU's compiler, libtpu, is for Linux alone")
