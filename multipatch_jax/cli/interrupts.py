@@ -5,7 +5,9 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from types import CodeType
 from typing import Any
 
 
@@ -39,20 +41,31 @@ def interrupt_later(*done: str) -> Iterator[None]:
 def no_interrupt_lost() -> Iterator[None]:
     """Raise Ctrl-C again if it came while Python ran a callback, such as JAX's at garbage collections.
 
-    Python prints what such a callback raises, and goes on. A moment later the program is out of the callback.
+    Python prints what such a callback raises, and goes on.
     """
     before = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
         if isinstance(unraisable.exc_value, KeyboardInterrupt):
-            timer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
-            timer.daemon = True
-            timer.start()
+            threading.Thread(target=again, daemon=True).start()
         else:
             before(unraisable)
+
+    def again() -> None:
+        # Python drops what a hook raises, and on a busy machine the main thread may be in the hook for long.
+        while _runs_in_main_thread(hook.__code__):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
 
     sys.unraisablehook = hook
     try:
         yield
     finally:
         sys.unraisablehook = before
+
+
+def _runs_in_main_thread(code: CodeType) -> bool:
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    while frame is not None and frame.f_code is not code:
+        frame = frame.f_back
+    return frame is not None

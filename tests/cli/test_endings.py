@@ -117,8 +117,14 @@ def test_standard_output_and_error_may_be_closed(tiny, photo_file, tmp_path, mon
     assert (tmp_path / "o").exists()
 
 
-def test_an_interrupt_that_a_callback_swallows_comes_again(monkeypatch, capfd):
-    """Python prints what a callback at a garbage collection raises, and goes on; JAX has such a callback."""
+@pytest.mark.parametrize("busy", [0, 0.3])
+def test_an_interrupt_that_a_callback_swallows_comes_again(busy, monkeypatch, capfd):
+    """Python prints what a callback at a garbage collection raises, and goes on; JAX has such a callback.
+
+    On a busy machine the start of a thread takes long.
+    """
+    start = threading.Thread.start
+    monkeypatch.setattr(threading.Thread, "start", lambda self: (start(self), time.sleep(busy)))
 
     def interrupt(phase, info):
         if phase == "start":
