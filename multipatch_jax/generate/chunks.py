@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Float, Int32
 
-from multipatch_jax.generate.engine import Chunk
+from multipatch_jax.generate.engine import Chunk, Engine
 from multipatch_jax.generate.sampling import Sampling
 
 SIZES = (32, 256, 1024)
@@ -16,12 +16,12 @@ def chunk_sizes(capacity: int) -> tuple[int, ...]:
     return tuple(size for size in SIZES if size <= capacity)
 
 
-def split(length: int, sizes: tuple[int, ...]) -> list[tuple[int, int]]:
-    """Return (start, size) of the chunks of a prompt.
+def split(length: int, sizes: tuple[int, ...], start: int = 0) -> list[tuple[int, int]]:
+    """Return (start, size) of the chunks of a prompt of `length` tokens, whose first `start` need none.
 
     The last chunk may reach beyond the prompt. A size is taken if the rest of the prompt fills at least half of it.
     """
-    chunks, start = [], 0
+    chunks = []
     while start < length:
         rest = length - start
         size = next((size for size in reversed(sizes) if 2 * rest > size), sizes[0])
@@ -31,31 +31,39 @@ def split(length: int, sizes: tuple[int, ...]) -> list[tuple[int, int]]:
 
 
 def prompt_chunks(
+    engine: Engine,
     row: int,
     ids: Int32[np.ndarray, " S"],
-    places: np.ndarray,
     visual_tokens: Float[np.ndarray, "tokens D"],
     sampling: Sampling,
-    sizes: tuple[int, ...],
+    *,
+    start: int = 0,
+    ends: bool = True,
 ) -> Iterator[Chunk]:
     """Yield the chunks of a prompt.
 
     Args:
+      engine: of the slots.
       row: the slot.
       ids: of the prompt.
-      places: True where visual tokens stand.
-      visual_tokens: in the order of their places; as many as there are.
+      visual_tokens: in the order of the places of `<image>` ids from `start` on.
       sampling: of the answer; scalars.
-      sizes: of chunks.
+      start: tokens of the prompt that the slot holds already.
+      ends: whether an answer follows the last chunk.
     """
-    order = np.cumsum(places) - 1
-    for start, size in split(len(ids), sizes):
-        count = min(size, len(ids) - start)
-        here = slice(start, start + count)
+    places = ids == engine.image_token_id
+    order = np.cumsum(places[start:]) - 1
+    seen = np.zeros(engine.text.vocab_size, bool)
+    seen[ids[:start]] = True
+    for begin, size in split(len(ids), chunk_sizes(engine.capacity), start):
+        count = min(size, len(ids) - begin)
+        here = slice(begin, begin + count)
         chunk_ids = np.zeros(size, np.int32)
         chunk_ids[:count] = ids[here]
         tokens = np.zeros((size, visual_tokens.shape[1]), visual_tokens.dtype)
-        tokens[:count][places[here]] = visual_tokens[order[here][places[here]]]
-        slot, first, num_real = (np.array(number, np.int32) for number in (row, start, count))
-        last = np.array(start + size >= len(ids))
-        yield Chunk(slot, first, num_real, last, chunk_ids, tokens, sampling)
+        tokens[:count][places[here]] = visual_tokens[order[begin - start :][:count][places[here]]]
+        slot, first, num_real = (np.array(number, np.int32) for number in (row, begin, count))
+        last = np.array(ends and begin + size >= len(ids))
+        seen = seen.copy()
+        seen[ids[here]] = True
+        yield Chunk(slot, first, num_real, last, chunk_ids, tokens, seen, sampling)

@@ -1,13 +1,13 @@
-"""The three moves of a generation: admit a chat into a slot, make one token for every slot, release a slot.
+"""The moves of a generation: admit a chat into a slot, make one token for every slot, release a slot, fork all.
 
 | move | compiled once for each |
 |---|---|
 | `admit` | number of tokens in a chunk, first chunk of a prompt or not |
 | `step` | |
-| `release` | |
+| `release`, `fork` | |
 
 Each takes the whole state, `Slots`, and returns it changed; the state is donated, so that the cache is updated in
-place. Lengths, ids, rows and settings are data.
+place, except by `fork`. Lengths, ids, rows and settings are data.
 """
 
 import dataclasses
@@ -55,6 +55,7 @@ class Chunk(NamedTuple):
       last: whether the prompt ends here.
       ids: of the tokens.
       visual_tokens: in the places of `<image>` ids; what stands in other places is not read.
+      seen: which ids the prompt holds up to the end of this chunk.
       sampling: how the answer's tokens are chosen; scalars.
     """
 
@@ -64,6 +65,7 @@ class Chunk(NamedTuple):
     last: Bool[Array | np.ndarray, ""]
     ids: Int32[Array | np.ndarray, " S"]
     visual_tokens: Float[Array | np.ndarray, "S D"]
+    seen: Bool[Array | np.ndarray, " V"]
     sampling: Sampling
 
 
@@ -102,12 +104,11 @@ def admit(params: Params, slots: Slots, chunk: Chunk, *, first: bool, engine: En
     own = tuple(_first_columns(layer, row, columns) for layer in slots.cache)
     hidden, own = _decoder(engine, params, x, (chunk.start + places)[None], own)
     cache = jax.tree.map(lambda whole, part: jax.lax.dynamic_update_slice_in_dim(whole, part, row, 0), slots.cache, own)
-    real_ids = jnp.where(places < chunk.num_real, chunk.ids, vocabulary)
-    seen = (slots.seen[row] & (chunk.start > 0)).at[real_ids].set(True, mode="drop")
     length = jnp.asarray(chunk.start + chunk.num_real)
     last_hidden = jax.lax.dynamic_slice_in_dim(hidden[0], chunk.num_real - 1, 1)
     sampling = jax.tree.map(lambda value: jnp.asarray(value)[None], chunk.sampling)
-    ids, logprobs = sample(logits(params, last_hidden, engine.text, engine.compute), sampling, length[None], seen[None])
+    scores, seen = logits(params, last_hidden, engine.text, engine.compute), jnp.asarray(chunk.seen)
+    ids, logprobs = sample(scores, sampling, length[None], seen[None])
     seen = seen.at[jnp.where(chunk.last, ids, vocabulary)].set(True, mode="drop")
     slots = Slots(
         cache=cache,
@@ -145,6 +146,12 @@ def step(params: Params, slots: Slots, *, engine: Engine) -> tuple[Slots, Token]
         seen=slots.seen.at[jnp.arange(len(ids)), jnp.where(active, ids, slots.seen.shape[1])].set(True, mode="drop"),
     )
     return slots, (ids, logprobs)
+
+
+@jax.jit
+def fork(slots: Slots) -> Slots:
+    """Return a copy of slots, which goes on by itself."""
+    return jax.tree.map(jnp.copy, slots)
 
 
 @functools.partial(jax.jit, donate_argnames=("slots",))

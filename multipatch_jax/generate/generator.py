@@ -1,33 +1,22 @@
-"""Answer chats: the host's loop over the engine's slots."""
+"""Answer chats: any number at a time, one as a stream, or one after another in a session."""
 
-import collections
-import concurrent.futures
-import os
-import time
 from collections.abc import Generator as Stream
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-from jaxtyping import Float
-
 from multipatch_jax.arguments import require_integer, require_positive, require_tree, require_type
 from multipatch_jax.checkpoint import find_folder, from_pretrained
 from multipatch_jax.config import ModelConfig
-from multipatch_jax.encode import encode_images, warmup
 from multipatch_jax.generate.answer import Answer
-from multipatch_jax.generate.chunks import chunk_sizes, prompt_chunks
-from multipatch_jax.generate.engine import Chunk, Engine, Token, admit, release, start, step
 from multipatch_jax.generate.eos import read_eos_ids
+from multipatch_jax.generate.model import compile_programs, make_model
 from multipatch_jax.generate.request import Request, read_requests
-from multipatch_jax.generate.slots import NEUTRAL, Slots
-from multipatch_jax.nn import Compute, resolve_compute, split_layers
+from multipatch_jax.generate.run import HeldSlots, new_held_slots, run
+from multipatch_jax.generate.session import Session, begin_session
+from multipatch_jax.nn import Compute, resolve_compute
 from multipatch_jax.params import PARTS, Params, check_params, flatten, param_shapes
-from multipatch_jax.text import Chat, Processor, encode_frames, frame_config
-
-COLUMNS = 256  # a cache has a multiple of so many, so that sums in blocks of `nn.linear.BLOCK` columns need no padding
+from multipatch_jax.text import Chat, Processor
 
 
 class Generator:
@@ -65,7 +54,7 @@ class Generator:
         """
         require_type("config", config, ModelConfig)
         require_type("processor", processor, Processor)
-        self._max_length = require_positive("max_length", max_length, "tokens")
+        max_length = require_positive("max_length", max_length, "tokens")
         batch_size = require_positive("batch_size", batch_size, "slots")
         if config.text is None or config.embedding_size is not None:
             raise ValueError("config must be that of a model that generates text, got one without a language model.")
@@ -73,17 +62,21 @@ class Generator:
         eos_ids = _own_eos(processor) if eos_ids is None else eos_ids
         if not isinstance(eos_ids, Sequence):
             raise ValueError(f"eos_ids must be a list of ids or None, got {eos_ids!r:.60}.")
-        self._eos_ids = frozenset(require_integer("An id of eos_ids", one, 0) for one in eos_ids)
-        dtype = params["text_model"]["embed_tokens"]["embedding"].dtype.name
-        decided = resolve_compute(compute, dtype)
-        capacity = -(-self._max_length // COLUMNS) * COLUMNS
-        self._engine = Engine(config.text, config.image_token_id, decided, batch_size, capacity)
-        self.config, self.processor = config, processor
-        self._how = {"config": config, "compute": compute}
-        self._encoder = {name: params[name] for name in ("vision_model", "connector")}
-        decoder = {name: value for name, value in params.items() if name in ("text_model", "lm_head")}
-        self._decoder = split_layers(decoder)
-        self._slots: Slots | None = None  # between two calls; a call takes them, so that two never share them
+        eos = frozenset(require_integer("An id of eos_ids", one, 0) for one in eos_ids)
+        resolve_compute(compute, params["text_model"]["embed_tokens"]["embedding"].dtype.name)  # for its errors
+        self._model = make_model(params, config, processor, compute, max_length, eos)
+        self._engine = self._model.engine(batch_size)
+        self._held: HeldSlots | None = None  # between two calls; a call takes them, so that two never share them
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's config."""
+        return self._model.config
+
+    @property
+    def processor(self) -> Processor:
+        """The processor of the model's checkpoint."""
+        return self._model.processor
 
     @classmethod
     def from_pretrained(
@@ -130,20 +123,7 @@ class Generator:
 
         No program is executed. As in `encode.warmup`, JAX's persistent compilation cache may have the programs already.
         """
-        engine, slots = self._engine, jax.eval_shape(lambda: start(engine=self._engine))
-        table, programs = self._decoder["text_model"]["embed_tokens"]["embedding"], [start.lower(engine=engine)]
-        zero = np.array(0, np.int32)
-        for size in chunk_sizes(engine.capacity):
-            tokens = np.zeros((size, table.shape[1]), table.dtype)
-            chunk = Chunk(zero, zero, zero, np.array(False), np.zeros(size, np.int32), tokens, NEUTRAL)
-            for first in (True, False):
-                programs.append(admit.lower(self._decoder, slots, chunk, first=first, engine=engine))
-        programs += [step.lower(self._decoder, slots, engine=engine), release.lower(slots, zero)]
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count(), "multipatch") as pool:
-            for compiling in [pool.submit(program.compile) for program in programs]:
-                compiling.result()
-        for config in (self.config, frame_config(self.config)):
-            warmup(self._encoder, config=config, compute=self._how["compute"])
+        compile_programs(self._model, self._engine)
 
     def generate(
         self,
@@ -171,7 +151,7 @@ class Generator:
           ValueError: an argument does not fit; or logits are not finite.
           ImageError, FileNotFoundError: as `Processor`.
         """
-        requests = self._read(chats, images, settings)
+        requests = read_requests(self._model, chats, images, settings)
         for _ in self._run(requests):
             pass
         return [request.answer(logprobs) for request in requests]
@@ -189,7 +169,7 @@ class Generator:
         Returns:
           The answer: the value of the `StopIteration` that ends the stream, or of `yield from`.
         """
-        (request,) = self._read([chat], images, settings)
+        (request,) = read_requests(self._model, [chat], images, settings)
 
         def pieces() -> Stream[str, None, Answer]:
             for _, piece in self._run([request]):
@@ -199,65 +179,25 @@ class Generator:
 
         return pieces()
 
-    def _read(self, chats: Any, images: Sequence[Any], settings: dict[str, Any]) -> list[Request]:
-        return read_requests(
-            chats,
-            images,
-            settings,
-            config=self.config,
-            processor=self.processor,
-            max_length=self._max_length,
-            eos_ids=self._eos_ids,
-        )
+    def session(self, images: Sequence[Any] = ()) -> Session:
+        """Begin a chat about images, which are encoded and read once, here.
+
+        A session has a cache of its own, as large as that of one slot. Its programs are those of a generator with one
+        slot; with more slots, the first session compiles them.
+
+        Args:
+          images: what the first question is about; anything that `load_image` takes.
+
+        Raises:
+          ValueError: the checkpoint has no chat template, or the images leave no room for a question.
+          ImageError, FileNotFoundError: as `load_image`, with a note of the image's index.
+        """
+        return begin_session(self._model, images)
 
     def _run(self, requests: Sequence[Request]) -> Iterator[tuple[Request, str]]:
-        """Work through requests, and yield each with its new text, "" included, whenever it has a new token."""
-        slots, self._slots = self._slots, None
-        if slots is None:
-            slots = start(engine=self._engine)
-        waiting, running = collections.deque(requests), dict[int, Request]()  # running: by slot
-        while waiting or running:
-            free = next((row for row in range(self._engine.batch_size) if row not in running), None)
-            if waiting and free is not None:
-                request = running[free] = waiting.popleft()
-                slots, token = self._admit(slots, free, request)
-                arrived = [(free, request, 0)]
-            else:
-                slots, token = step(self._decoder, slots, engine=self._engine)
-                arrived = [(row, request, row) for row, request in running.items()]
-            ids, logprobs = jax.device_get(token)
-            for row, request, place in arrived:
-                yield request, request.take(int(ids[place]), float(logprobs[place]))
-                if request.finish_reason is not None:
-                    slots = release(slots, np.int32(row))
-                    del running[row]
-        self._slots = slots
-
-    def _admit(self, slots: Slots, row: int, request: Request) -> tuple[Slots, Token]:
-        """Encode a request's images, and put its prompt into a slot."""
-        began = time.perf_counter()
-        visual_tokens = self._encode(request)
-        encoded = time.perf_counter()
-        places = request.prompt == self._engine.image_token_id
-        sampling, sizes = request.settings.sampling(), chunk_sizes(self._engine.capacity)
-        token = None
-        for chunk in prompt_chunks(row, request.prompt, places, visual_tokens, sampling, sizes):
-            first = bool(chunk.start == 0)
-            slots, token = admit(self._decoder, slots, chunk, first=first, engine=self._engine)
-        assert token is not None
-        jax.block_until_ready(token)
-        request.seconds |= {"encode": encoded - began, "prefill": time.perf_counter() - encoded}
-        return slots, token
-
-    def _encode(self, request: Request) -> Float[np.ndarray, "tokens D"]:
-        """Return the visual tokens of a request, in the order of their places, and let go of its pixels."""
-        table = self._decoder["text_model"]["embed_tokens"]["embedding"]
-        sources, request.sources = request.sources, []
-        of_images = iter(encode_images(self._encoder, [one for kind, one in sources if kind == "image"], **self._how))
-        of_videos = (encode_frames(self._encoder, one, **self._how) for kind, one in sources if kind == "video")
-        tokens = [next(of_images if kind == "image" else of_videos) for kind, _ in sources]
-        rows = [one.reshape(-1, table.shape[1]) for one in tokens]
-        return np.concatenate([np.zeros((0, table.shape[1]), table.dtype), *rows]).astype(table.dtype)
+        held, self._held = self._held or new_held_slots(self._engine), None
+        yield from run(self._model, held, requests)
+        self._held = held
 
 
 def _require_parts(params: Params, config: ModelConfig) -> None:

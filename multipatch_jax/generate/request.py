@@ -11,8 +11,10 @@ from jaxtyping import Int32
 from multipatch_jax.config import ModelConfig
 from multipatch_jax.generate.answer import Answer
 from multipatch_jax.generate.answer_text import AnswerText
+from multipatch_jax.generate.model import Model
 from multipatch_jax.generate.settings import GenerationSettings, settings_of_chats
-from multipatch_jax.text import Chat, Processor, TextInputs
+from multipatch_jax.generate.visual_tokens import Source
+from multipatch_jax.text import Chat, TextInputs
 
 
 @dataclasses.dataclass
@@ -21,20 +23,26 @@ class Request:
 
     Attributes:
       prompt: ids of the prompt.
-      sources: what stands in the prompt's places, in order: ("image", pixels) or ("video", frames).
+      sources: what stands in the prompt's places, in order, from token `num_cached_tokens` on.
       settings: of the answer.
       limit: most tokens of the answer.
       eos_ids: ids that end the answer.
       text: the answer's text so far.
+      num_cached_tokens: tokens of the prompt that its slot holds already.
+      visual_tokens: of each of `sources`, when the request has been admitted.
+      num_encoded: images and videos that were encoded for the answer.
       finish_reason: as in `Answer`; None while the answer goes on.
     """
 
     prompt: Int32[np.ndarray, " S"]
-    sources: list[tuple[str, Any]]
+    sources: list[Source]
     settings: GenerationSettings
     limit: int
     eos_ids: Collection[int]
     text: AnswerText
+    num_cached_tokens: int = 0
+    visual_tokens: list[np.ndarray] = dataclasses.field(default_factory=list)
+    num_encoded: int = 0
     finish_reason: str | None = None
     ids: list[int] = dataclasses.field(default_factory=list)
     logprobs: list[float] = dataclasses.field(default_factory=list)
@@ -75,38 +83,32 @@ class Request:
             ids=self.ids,
             finish_reason=self.finish_reason,
             num_prompt_tokens=len(self.prompt),
+            num_cached_tokens=self.num_cached_tokens,
+            num_encoded=self.num_encoded,
             seconds=self.seconds,
             logprobs=self.logprobs if logprobs else None,
         )
 
 
 def read_requests(
-    chats: Sequence[str | Chat],
-    images: Sequence[Any],
-    given: Mapping[str, Any],
-    *,
-    config: ModelConfig,
-    processor: Processor,
-    max_length: int,
-    eos_ids: Collection[int],
+    model: Model, chats: Sequence[str | Chat], images: Sequence[Any], given: Mapping[str, Any]
 ) -> list[Request]:
     """Check chats and settings, load the images, and tokenise the prompts; no device does anything.
 
     Args:
+      model: what will answer.
       chats, images: as in a call of `Processor`.
       given: settings by name, as in `settings_of_chats`.
-      config: the model's.
-      processor: of the same checkpoint.
-      max_length: most tokens of a prompt and its answer together.
-      eos_ids: ids that end an answer.
 
     Raises:
       ValueError: as `Processor` and `settings_of_chats`; or a prompt leaves no room for an answer, or its ids are not
         in the model's vocabulary.
       ImageError, FileNotFoundError: as `Processor`.
     """
+    config, processor, max_length = model.config, model.processor, model.max_length
     assert config.text is not None
-    settings = settings_of_chats(len(chats) if isinstance(chats, Sequence) else 1, given)
+    number = len(chats) if isinstance(chats, Sequence) and not isinstance(chats, str) else 1
+    settings = settings_of_chats(number, given)
     padded = dataclasses.replace(processor, pad_token_id=processor.pad_token_id or 0)  # padding is cut off again
     inputs = padded(chats, images, config=config, padding_side="right")
     sources = _sources(inputs, config)
@@ -128,12 +130,12 @@ def read_requests(
             )
         limit = min(one.max_new_tokens, max_length - len(prompt))
         text = AnswerText(processor.tokenizer, tuple(one.stop), one.should_stop)
-        requests.append(Request(prompt, of_chat, one, limit, eos_ids, text))
+        requests.append(Request(prompt, of_chat, one, limit, model.eos_ids, text))
     return requests
 
 
-def _sources(inputs: TextInputs, config: ModelConfig) -> list[list[tuple[str, Any]]]:
-    """Return, for each text, what stands in its places: ("image", pixels) or ("video", frames)."""
+def _sources(inputs: TextInputs, config: ModelConfig) -> list[list[Source]]:
+    """Return, for each text, what stands in its places."""
     images, plans = iter(inputs.images), iter(inputs.plans)
     videos, order = iter(inputs.videos), iter(inputs.order)
     sources = []
@@ -141,9 +143,9 @@ def _sources(inputs: TextInputs, config: ModelConfig) -> list[list[tuple[str, An
         found = []
         while missing > 0:
             kind = next(order)
-            source = next(images if kind == "image" else videos)
-            tiles = next(plans).num_tiles if kind == "image" else len(source)
-            found.append((kind, source))
+            content = next(images if kind == "image" else videos)
+            tiles = next(plans).num_tiles if kind == "image" else len(content)
+            found.append(Source("image" if kind == "image" else "video", content))
             missing -= tiles * config.tiling.tokens_per_tile
         sources.append(found)
     return sources

@@ -38,11 +38,9 @@ def prompts():
 
 def admitted(params, engine, slots, row, prompt, settings, tokens=None):
     """The slots with a prompt in one of them, and the first token of its answer."""
-    places = prompt == engine.image_token_id
     tokens = np.zeros((0, engine.text.hidden_size), np.float32) if tokens is None else tokens
-    sizes = chunks.chunk_sizes(engine.capacity)
     token = None
-    for chunk in chunks.prompt_chunks(row, prompt, places, tokens, settings.sampling(), sizes):
+    for chunk in chunks.prompt_chunks(engine, row, prompt, tokens, settings.sampling()):
         slots, token = admit(params, slots, chunk, first=bool(chunk.start == 0), engine=engine)
     assert token is not None
     return slots, (token[0][0], token[1][0])
@@ -119,7 +117,8 @@ def test_the_cache_is_donated_and_never_copied(params, engine):
     cache = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(slots.cache))
     ids, tokens = np.zeros(32, np.int32), np.zeros((32, engine.text.hidden_size), np.float32)
     zero = np.array(0, np.int32)
-    chunk = chunks.Chunk(zero, zero, zero, np.array(False), ids, tokens, GREEDY.sampling())
+    seen = np.zeros(engine.text.vocab_size, bool)
+    chunk = chunks.Chunk(zero, zero, zero, np.array(False), ids, tokens, seen, GREEDY.sampling())
     moves = {
         "step": step.lower(params, slots, engine=engine),
         "first chunk": admit.lower(params, slots, chunk, first=True, engine=engine),

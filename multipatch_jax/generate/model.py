@@ -1,0 +1,92 @@
+"""What answers to chats are made with: a model's params, arranged for it, its config and its processor."""
+
+import concurrent.futures
+import dataclasses
+import os
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from multipatch_jax.config import ModelConfig
+from multipatch_jax.encode import warmup
+from multipatch_jax.generate.chunks import chunk_sizes
+from multipatch_jax.generate.engine import Chunk, Engine, admit, fork, release, start, step
+from multipatch_jax.generate.slots import NEUTRAL
+from multipatch_jax.generate.visual_tokens import VisualTokens
+from multipatch_jax.nn import Compute, resolve_compute, split_layers
+from multipatch_jax.params import Params
+from multipatch_jax.text import Processor, frame_config
+
+COLUMNS = 256  # a cache has a multiple of so many, so that sums in blocks of `nn.linear.BLOCK` columns need no padding
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A model that answers, without any chat.
+
+    Attributes:
+      config: the model's.
+      processor: of the same checkpoint.
+      compute: how to compute, as it was asked for.
+      max_length: most tokens of a prompt and its answer together.
+      eos_ids: ids that end an answer.
+      encoder: params of the tower and the connector.
+      decoder: the other params, with "text_model" as `nn.split_layers` returns it.
+      visual_tokens: those of images that were encoded lately.
+    """
+
+    config: ModelConfig
+    processor: Processor
+    compute: Compute
+    max_length: int
+    eos_ids: frozenset[int]
+    encoder: Params
+    decoder: Params
+    visual_tokens: VisualTokens
+
+    @property
+    def embeddings(self) -> Float[Array, "V D"]:
+        """The table of token embeddings."""
+        return self.decoder["text_model"]["embed_tokens"]["embedding"]
+
+    def engine(self, batch_size: int) -> Engine:
+        """Return the engine of so many slots."""
+        assert self.config.text is not None
+        compute = resolve_compute(self.compute, self.embeddings.dtype.name)
+        capacity = -(-self.max_length // COLUMNS) * COLUMNS
+        return Engine(self.config.text, self.config.image_token_id, compute, batch_size, capacity)
+
+
+def make_model(
+    params: Params,
+    config: ModelConfig,
+    processor: Processor,
+    compute: Compute,
+    max_length: int,
+    eos_ids: frozenset[int],
+) -> Model:
+    """Arrange checked params; the arguments are as in `Model`."""
+    encoder = {name: params[name] for name in ("vision_model", "connector")}
+    decoder = split_layers({name: value for name, value in params.items() if name in ("text_model", "lm_head")})
+    tokens = VisualTokens(encoder, config, compute)
+    return Model(config, processor, compute, max_length, eos_ids, encoder, decoder, tokens)
+
+
+def compile_programs(model: Model, engine: Engine) -> None:
+    """Compile the moves of an engine, and all that encodes images and videos; no program is executed."""
+    slots, zero = jax.eval_shape(lambda: start(engine=engine)), np.array(0, np.int32)
+    programs: list[Any] = [start.lower(engine=engine)]
+    for size in chunk_sizes(engine.capacity):
+        tokens = np.zeros((size, model.embeddings.shape[1]), model.embeddings.dtype)
+        seen = np.zeros(engine.text.vocab_size, bool)
+        chunk = Chunk(zero, zero, zero, np.array(False), np.zeros(size, np.int32), tokens, seen, NEUTRAL)
+        for first in (True, False):
+            programs.append(admit.lower(model.decoder, slots, chunk, first=first, engine=engine))
+    programs += [step.lower(model.decoder, slots, engine=engine), release.lower(slots, zero), fork.lower(slots)]
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count(), "multipatch") as pool:
+        for compiling in [pool.submit(program.compile) for program in programs]:
+            compiling.result()
+    for config in (model.config, frame_config(model.config)):
+        warmup(model.encoder, config=config, compute=model.compute)
