@@ -1,12 +1,14 @@
-"""`multipatch-jax ask`: answer a question about photographs."""
+"""`multipatch-jax ask`: answer a question about photographs, or chat about them."""
 
 import argparse
 import dataclasses
 import json
-from collections.abc import Generator
+import sys
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
 import jax
+from PIL import Image
 
 import multipatch_jax as mp
 from multipatch_jax.checkpoint import read_config
@@ -17,17 +19,21 @@ from multipatch_jax.params import PARTS
 
 HELP = "a question about photographs to the model's answer"
 EPILOG = """The answer is printed to standard output, and how long it took to standard error.
+Without a question, questions are read from standard input, one a line, until it ends (Ctrl-D); the photographs are
+encoded once.
 
 for example:
   multipatch-jax ask cat.jpg "What is this?" --model HuggingFaceTB/SmolVLM-256M-Instruct
-  multipatch-jax ask before.jpg after.jpg "What has changed?" --model smolvlm-256m --max-tokens 200"""
+  multipatch-jax ask before.jpg after.jpg "What has changed?" --model smolvlm-256m --max-tokens 200
+  multipatch-jax ask cat.jpg --model smolvlm-256m"""
+CHAT_ANSWERS = 4  # a chat has room for so many of the longest answers, at least
 LEAST_LENGTH = 2048  # columns of a cache; a longer chat gets a power of two, so that few programs serve all
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument("photos", nargs="+", metavar="PHOTO", type=Path, help="any file that Pillow reads")
-    parser.add_argument("question", metavar="QUESTION", help="what to ask about the photographs")
+    parser.usage = "%(prog)s PHOTO... [QUESTION] --model DIR_OR_ID [options]"
+    parser.add_argument("words", nargs="+", metavar="PHOTO", help="any file that Pillow reads; the question comes last")
     parser.add_argument("--model", required=True, metavar="DIR_OR_ID", help="a converted or Hugging Face folder, or id")
     add_revision(parser)
     parser.add_argument(
@@ -51,22 +57,58 @@ def run(args: argparse.Namespace) -> None:
     """Check the question and the photographs; then load the model and answer."""
     settings = {"max_new_tokens": args.max_tokens, "temperature": args.temperature, "seed": args.seed}
     mp.generate.settings_of_chats(1, settings)  # called for its errors, before the model is read
-    photos = [mp.load_image(photo) for photo in args.photos]
+    words, question = _photos_and_question(args.words)
+    photos = [mp.load_image(photo) for photo in words]
     folder = find_model(args.model, args.revision, PARTS)
-    content = [*({"type": "image"} for _ in photos), {"type": "text", "text": args.question}]
+    content = [*({"type": "image"} for _ in photos), {"type": "text", "text": question or ""}]
     chat = [{"role": "user", "content": content}]
     processor, config = mp.Processor.from_pretrained(folder), read_config(folder)
-    length = processor([chat], photos, config=config).input_ids.shape[1] + args.max_tokens
+    length = processor([chat], photos, config=config).input_ids.shape[1]
+    length += args.max_tokens * (CHAT_ANSWERS if question is None else 1)
     generator = mp.Generator.from_pretrained(
         folder,
         max_length=max(LEAST_LENGTH, 2 ** (length - 1).bit_length()),
         dtype=args.dtype or ("float32" if jax.default_backend() == "cpu" else None),
         progress=is_watched(),
     )
-    answer = _print_answer(generator.stream(chat, photos, **settings), args.json)
+    if question is not None:
+        return _answer(generator.stream(chat, photos, **settings), args.json)
+    session = generator.session(photos)
+    for question in _questions():
+        _answer(session.stream(question, **settings), args.json)
+
+
+def _photos_and_question(words: Sequence[str]) -> tuple[Sequence[str], str | None]:
+    """Return the photographs, and the question if the last word is one: no file, and no name of an image.
+
+    A single word is a photograph.
+    """
+    last = words[-1]
+    is_image = Path(last).suffix.lower() in Image.registered_extensions() and " " not in last
+    if len(words) == 1 or is_image or Path(last).is_file():
+        return words, None
+    return words[:-1], last
+
+
+def _questions() -> Iterator[str]:
+    """Yield the lines of standard input that are not empty, after a prompt if somebody types them."""
+    is_typed = sys.stdin is not None and sys.stdin.isatty()
+    while True:
+        if is_typed:
+            print("> ", end="", flush=True)
+        line = sys.stdin.readline() if sys.stdin is not None else ""
+        if not line:
+            return
+        if line.strip():
+            yield line.strip()
+
+
+def _answer(stream: Generator[str, None, mp.generate.Answer], as_json: bool) -> None:
+    """Print an answer and its statistics."""
+    answer = _print_answer(stream, as_json)
     seconds = answer.seconds
     rate = (len(answer.ids) - 1) / seconds["decode"] if seconds["decode"] else 0.0
-    if args.json:
+    if as_json:
         print(json.dumps({name: value for name, value in dataclasses.asdict(answer).items() if name != "logprobs"}))
     complain(
         "multipatch-jax ask",

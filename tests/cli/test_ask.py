@@ -51,6 +51,24 @@ def test_ask_prints_the_answer_and_statistics(run, folder, expected, photo, phot
     assert answer["finish_reason"] == "length"
 
 
+def test_a_chat_is_a_session(run, folder, photo, photo_file, monkeypatch):
+    """Questions are lines of standard input; a blank line is none."""
+    session = mp.Generator.from_pretrained(folder).session([photo])
+    expected = [session.ask(question, max_new_tokens=5) for question in ("What is it?", "Why?")]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("What is it?\n\n Why?\n"))
+    status, out, err = run("ask", photo_file, "--model", folder, "--max-tokens", 5)
+    assert (status, out) == (0, "".join(f"{answer.text}\n" for answer in expected))
+    assert re.fullmatch(STATISTICS * 2, err)
+    monkeypatch.setattr(sys, "stdin", None)  # closed
+    assert run("ask", photo_file, "--model", folder) == (0, "", "")
+
+
+def test_a_question_may_look_like_a_file(run, folder, photo_file):
+    status, out, _ = run("ask", photo_file, "is this cat.png", "--model", folder, "--max-tokens", 2)
+    assert status == 0
+    assert out.count("\n") == 1
+
+
 class InterruptingStream(io.StringIO):
     """A standard output at whose second piece of text Ctrl-C comes."""
 
@@ -93,7 +111,9 @@ def test_ctrl_c_keeps_what_was_printed(run, folder, photo_file, monkeypatch):
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("ask cat.png --model MODEL", "the following arguments are required"),
+        ("ask --model MODEL", "the following arguments are required"),
+        ("ask what? --model MODEL", "what?"),
+        ("ask PHOTO no.jpg --model MODEL", "no.jpg"),
         ("ask no.jpg what? --model MODEL", "no.jpg"),
         ("ask PHOTO what? --model nowhere", "There is no folder nowhere, and it is not a hub id"),
         ("ask PHOTO what? --model MODEL --max-tokens 0", "max_new_tokens must be a positive number"),
