@@ -133,10 +133,10 @@ def test_the_embeddings_may_be_traced(model):
 
 
 def test_the_readmes_caption_is_the_references(model, photos, tmp_path, capsys):
-    code = readme_examples("Into the language model")[0]
+    code, of_session = readme_examples("Into the language model")
     Image.fromarray(photos["cat"]).save(tmp_path / "photo.png")
-    text = code.replace("HuggingFaceTB/SmolVLM-256M-Instruct", str(model.folder))
-    exec(compile(text.replace("photo.jpg", str(tmp_path / "photo.png")), "README.md", "exec"), {})
+    text, names = code.replace("HuggingFaceTB/SmolVLM-256M-Instruct", str(model.folder)), {}
+    exec(compile(text.replace("photo.jpg", str(tmp_path / "photo.png")), "README.md", "exec"), names)
     chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Describe this image."}]}]
     prompt = model.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     theirs = their_inputs(model, [prompt], [[photos["cat"]]])
@@ -145,6 +145,10 @@ def test_the_readmes_caption_is_the_references(model, photos, tmp_path, capsys):
     answer = model.tokenizer.decode(ids[theirs["input_ids"].shape[1] :], skip_special_tokens=True)
     assert answer
     assert capsys.readouterr().out == answer + "\n"
+    for name in ("photo.jpg", "later.jpg"):
+        of_session = of_session.replace(name, str(tmp_path / "photo.png"))
+    exec(compile(of_session, "README.md", "exec"), names)
+    assert [len(names[name].chat) for name in ("session", "other")] == [4, 4]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
