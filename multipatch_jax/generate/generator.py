@@ -23,7 +23,7 @@ class Generator:
     """Answers chats about images, with a fixed number of slots, each of which holds a chat at a time.
 
     A chat that waits is admitted as soon as a slot is free. What is answered to a chat does not depend on the chats in
-    the other slots.
+    the other slots. The longest chat of a call decides the size of the slots, which may round otherwise.
     """
 
     def __init__(
@@ -65,8 +65,8 @@ class Generator:
         eos = frozenset(require_integer("An id of eos_ids", one, 0) for one in eos_ids)
         resolve_compute(compute, params["text_model"]["embed_tokens"]["embedding"].dtype.name)  # for its errors
         self._model = make_model(params, config, processor, compute, max_length, eos)
-        self._engine = self._model.engine(batch_size)
-        self._held: HeldSlots | None = None  # between two calls; a call takes them, so that two never share them
+        self._engines = self._model.engines(batch_size)
+        self._held: dict[int, HeldSlots] = {}  # by capacity, between two calls; a call takes them, so none are shared
 
     @property
     def config(self) -> ModelConfig:
@@ -123,7 +123,7 @@ class Generator:
 
         No program is executed. As in `encode.warmup`, JAX's persistent compilation cache may have the programs already.
         """
-        compile_programs(self._model, self._engine)
+        compile_programs(self._model, self._engines)
 
     def generate(
         self,
@@ -182,7 +182,7 @@ class Generator:
     def session(self, images: Sequence[Any] = ()) -> Session:
         """Begin a chat about images, which are encoded and read once, here.
 
-        A session has a cache of its own, as large as that of one slot. Its programs are those of a generator with one
+        A session has a cache of its own, for `max_length` tokens. Its programs are those of a generator with one
         slot; with more slots, the first session compiles them.
 
         Args:
@@ -195,9 +195,11 @@ class Generator:
         return begin_session(self._model, images)
 
     def _run(self, requests: Sequence[Request]) -> Iterator[tuple[Request, str]]:
-        held, self._held = self._held or new_held_slots(self._engine), None
+        longest = max(len(request.prompt) + request.limit for request in requests)
+        engine = next(engine for engine in self._engines if engine.capacity >= longest)
+        held = self._held.pop(engine.capacity, None) or new_held_slots(engine)
         yield from run(self._model, held, requests)
-        self._held = held
+        self._held[engine.capacity] = held
 
 
 def _require_parts(params: Params, config: ModelConfig) -> None:

@@ -2,7 +2,9 @@
 
 import concurrent.futures
 import dataclasses
+import functools
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -20,6 +22,7 @@ from multipatch_jax.params import Params
 from multipatch_jax.text import Processor, frame_config
 
 COLUMNS = 256  # a cache has a multiple of so many, so that sums in blocks of `nn.linear.BLOCK` columns need no padding
+SHORT = 512  # columns of the smallest cache, if the largest has twice as many; each further one has 4 times as many
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,12 +54,18 @@ class Model:
         """The table of token embeddings."""
         return self.decoder["text_model"]["embed_tokens"]["embedding"]
 
-    def engine(self, batch_size: int) -> Engine:
-        """Return the engine of so many slots."""
+    def engines(self, batch_size: int) -> tuple[Engine, ...]:
+        """Return the engines of so many slots, of a few capacities; the last holds `max_length` tokens.
+
+        A step reads all columns of its slots, so a short chat is answered faster in short ones.
+        """
         assert self.config.text is not None
         compute = resolve_compute(self.compute, self.embeddings.dtype.name)
-        capacity = -(-self.max_length // COLUMNS) * COLUMNS
-        return Engine(self.config.text, self.config.image_token_id, compute, batch_size, capacity)
+        capacities = [-(-self.max_length // COLUMNS) * COLUMNS]
+        while 2 * (smaller := SHORT * 4 ** (len(capacities) - 1)) <= capacities[-1]:
+            capacities.insert(-1, smaller)
+        engine = functools.partial(Engine, self.config.text, self.config.image_token_id, compute, batch_size)
+        return tuple(map(engine, capacities))
 
 
 def make_model(
@@ -74,8 +83,18 @@ def make_model(
     return Model(config, processor, compute, max_length, eos_ids, encoder, decoder, tokens)
 
 
-def compile_programs(model: Model, engine: Engine) -> None:
-    """Compile the moves of an engine, and all that encodes images and videos; no program is executed."""
+def compile_programs(model: Model, engines: Sequence[Engine]) -> None:
+    """Compile the moves of engines, and all that encodes images and videos; no program is executed."""
+    programs = [program for engine in engines for program in _moves(model, engine)]
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count(), "multipatch") as pool:
+        for compiling in [pool.submit(program.compile) for program in programs]:
+            compiling.result()
+    for config in (model.config, frame_config(model.config)):
+        warmup(model.encoder, config=config, compute=model.compute)
+
+
+def _moves(model: Model, engine: Engine) -> list[Any]:
+    """Lower the moves of an engine."""
     slots, zero = jax.eval_shape(lambda: start(engine=engine)), np.array(0, np.int32)
     programs: list[Any] = [start.lower(engine=engine)]
     for size in chunk_sizes(engine.capacity):
@@ -84,9 +103,4 @@ def compile_programs(model: Model, engine: Engine) -> None:
         chunk = Chunk(zero, zero, zero, np.array(False), np.zeros(size, np.int32), tokens, seen, NEUTRAL)
         for first in (True, False):
             programs.append(admit.lower(model.decoder, slots, chunk, first=first, engine=engine))
-    programs += [step.lower(model.decoder, slots, engine=engine), release.lower(slots, zero), fork.lower(slots)]
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count(), "multipatch") as pool:
-        for compiling in [pool.submit(program.compile) for program in programs]:
-            compiling.result()
-    for config in (model.config, frame_config(model.config)):
-        warmup(model.encoder, config=config, compute=model.compute)
+    return [*programs, step.lower(model.decoder, slots, engine=engine), release.lower(slots, zero), fork.lower(slots)]

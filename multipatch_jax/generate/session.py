@@ -142,7 +142,7 @@ class Session:
 
 def begin_session(model: Model, images: Sequence[Any]) -> Session:
     """Begin a chat, and read all of its first prompt that stands before the question; as `Generator.session`."""
-    session = Session(model, new_held_slots(model.engine(1)))
+    session = Session(model, new_held_slots(model.engines(1)[-1]))
     _, request = session._read("a", images, {"max_new_tokens": 1})
     _, other = session._read("b", [np.broadcast_to(np.uint8(0), one.content.shape) for one in request.sources], {})
     ids = request.prompt[: _common(request.prompt, other.prompt)]
