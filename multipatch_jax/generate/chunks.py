@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Float, Int32
+from jaxtyping import Float, Int32, UInt32
 
 from multipatch_jax.generate.engine import Chunk
 from multipatch_jax.generate.sampling import Sampling
@@ -36,6 +36,7 @@ def prompt_chunks(
     places: np.ndarray,
     visual_tokens: Float[np.ndarray, "tokens D"],
     sampling: Sampling,
+    allowed: UInt32[np.ndarray, " words"],
     sizes: tuple[int, ...],
 ) -> Iterator[Chunk]:
     """Yield the chunks of a prompt.
@@ -46,6 +47,7 @@ def prompt_chunks(
       places: True where visual tokens stand.
       visual_tokens: in the order of their places; as many as there are.
       sampling: of the answer; scalars.
+      allowed: as in `Chunk`.
       sizes: of chunks.
     """
     order = np.cumsum(places) - 1
@@ -58,4 +60,4 @@ def prompt_chunks(
         tokens[:count][places[here]] = visual_tokens[order[here][places[here]]]
         slot, first, num_real = (np.array(number, np.int32) for number in (row, start, count))
         last = np.array(start + size >= len(ids))
-        yield Chunk(slot, first, num_real, last, chunk_ids, tokens, sampling)
+        yield Chunk(slot, first, num_real, last, chunk_ids, tokens, sampling, allowed)

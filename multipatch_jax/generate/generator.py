@@ -5,13 +5,13 @@ import concurrent.futures
 import os
 import time
 from collections.abc import Generator as Stream
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt32
 
 from multipatch_jax.arguments import require_integer, require_positive, require_tree, require_type
 from multipatch_jax.checkpoint import find_folder, from_pretrained
@@ -21,7 +21,9 @@ from multipatch_jax.generate.answer import Answer
 from multipatch_jax.generate.chunks import chunk_sizes, prompt_chunks
 from multipatch_jax.generate.engine import Chunk, Engine, Token, admit, release, start, step
 from multipatch_jax.generate.eos import read_eos_ids
+from multipatch_jax.generate.grammar import Grammars
 from multipatch_jax.generate.request import Request, read_requests
+from multipatch_jax.generate.sampling import pack_ids
 from multipatch_jax.generate.slots import NEUTRAL, Slots
 from multipatch_jax.nn import Compute, resolve_compute, split_layers
 from multipatch_jax.params import PARTS, Params, check_params, flatten, param_shapes
@@ -83,6 +85,9 @@ class Generator:
         self._encoder = {name: params[name] for name in ("vision_model", "connector")}
         decoder = {name: value for name, value in params.items() if name in ("text_model", "lm_head")}
         self._decoder = split_layers(decoder)
+        self._grammars = Grammars(processor.tokenizer, config.text.vocab_size, self._eos_ids)
+        self._all_ids = ~pack_ids((), config.text.vocab_size)
+        self._free = jax.device_put(np.tile(self._all_ids, (batch_size, 1)))  # of a step without any grammar
         self._slots: Slots | None = None  # between two calls; a call takes them, so that two never share them
 
     @classmethod
@@ -135,10 +140,10 @@ class Generator:
         zero = np.array(0, np.int32)
         for size in chunk_sizes(engine.capacity):
             tokens = np.zeros((size, table.shape[1]), table.dtype)
-            chunk = Chunk(zero, zero, zero, np.array(False), np.zeros(size, np.int32), tokens, NEUTRAL)
+            chunk = Chunk(zero, zero, zero, np.array(False), np.zeros(size, np.int32), tokens, NEUTRAL, self._all_ids)
             for first in (True, False):
                 programs.append(admit.lower(self._decoder, slots, chunk, first=first, engine=engine))
-        programs += [step.lower(self._decoder, slots, engine=engine), release.lower(slots, zero)]
+        programs += [step.lower(self._decoder, slots, self._free, engine=engine), release.lower(slots, zero)]
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count(), "multipatch") as pool:
             for compiling in [pool.submit(program.compile) for program in programs]:
                 compiling.result()
@@ -161,14 +166,15 @@ class Generator:
           chats: a list of texts, with one `<image>` for each of their images, and of chats.
           images: those of the chats, in the order of their places; a flat list, or a list for each chat.
           logprobs: whether answers have the logprobs of their tokens.
-          settings: fields of `GenerationSettings`, which hold for every chat; `seed` may be a list, one for each chat.
-            By default the most likely tokens are taken, 64 at most.
+          settings: fields of `GenerationSettings`, which hold for every chat; `seed` and `grammar` may be lists, one
+            for each chat. By default the most likely tokens are taken, 64 at most.
 
         Returns:
           An answer for each chat, in order.
 
         Raises:
-          ValueError: an argument does not fit; or logits are not finite.
+          ValueError: an argument does not fit; or logits are not finite, or a grammar cannot go on.
+          ImportError: there is a grammar, and its extra is not installed.
           ImageError, FileNotFoundError: as `Processor`.
         """
         requests = self._read(chats, images, settings)
@@ -208,6 +214,7 @@ class Generator:
             processor=self.processor,
             max_length=self._max_length,
             eos_ids=self._eos_ids,
+            grammars=self._grammars,
         )
 
     def _run(self, requests: Sequence[Request]) -> Iterator[tuple[Request, str]]:
@@ -223,7 +230,7 @@ class Generator:
                 slots, token = self._admit(slots, free, request)
                 arrived = [(free, request, 0)]
             else:
-                slots, token = step(self._decoder, slots, engine=self._engine)
+                slots, token = step(self._decoder, slots, self._allowed(running), engine=self._engine)
                 arrived = [(row, request, row) for row, request in running.items()]
             ids, logprobs = jax.device_get(token)
             for row, request, place in arrived:
@@ -233,6 +240,16 @@ class Generator:
                     del running[row]
         self._slots = slots
 
+    def _allowed(self, running: Mapping[int, Request]) -> UInt32[Any, "B words"]:
+        """Return the ids that the next token of each slot may have."""
+        matchers = {row: request.matcher for row, request in running.items() if request.matcher is not None}
+        if not matchers:
+            return self._free
+        allowed = np.tile(self._all_ids, (self._engine.batch_size, 1))
+        for row, matcher in matchers.items():
+            allowed[row] = matcher.allowed
+        return allowed
+
     def _admit(self, slots: Slots, row: int, request: Request) -> tuple[Slots, Token]:
         """Encode a request's images, and put its prompt into a slot."""
         began = time.perf_counter()
@@ -240,8 +257,9 @@ class Generator:
         encoded = time.perf_counter()
         places = request.prompt == self._engine.image_token_id
         sampling, sizes = request.settings.sampling(), chunk_sizes(self._engine.capacity)
+        allowed = self._all_ids if request.matcher is None else request.matcher.allowed
         token = None
-        for chunk in prompt_chunks(row, request.prompt, places, visual_tokens, sampling, sizes):
+        for chunk in prompt_chunks(row, request.prompt, places, visual_tokens, sampling, allowed, sizes):
             first = bool(chunk.start == 0)
             slots, token = admit(self._decoder, slots, chunk, first=first, engine=self._engine)
         assert token is not None

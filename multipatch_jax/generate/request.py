@@ -11,6 +11,7 @@ from jaxtyping import Int32
 from multipatch_jax.config import ModelConfig
 from multipatch_jax.generate.answer import Answer
 from multipatch_jax.generate.answer_text import AnswerText
+from multipatch_jax.generate.grammar import Grammars, Matcher
 from multipatch_jax.generate.settings import GenerationSettings, settings_of_chats
 from multipatch_jax.text import Chat, Processor, TextInputs
 
@@ -26,6 +27,7 @@ class Request:
       limit: most tokens of the answer.
       eos_ids: ids that end the answer.
       text: the answer's text so far.
+      matcher: the place of the answer in its grammar, if it has one.
       finish_reason: as in `Answer`; None while the answer goes on.
     """
 
@@ -35,6 +37,7 @@ class Request:
     limit: int
     eos_ids: Collection[int]
     text: AnswerText
+    matcher: Matcher | None = None
     finish_reason: str | None = None
     ids: list[int] = dataclasses.field(default_factory=list)
     logprobs: list[float] = dataclasses.field(default_factory=list)
@@ -45,7 +48,7 @@ class Request:
         """Add a token to the answer, and return the text that is certain now and was not before.
 
         Raises:
-          ValueError: there was no token, because the logits were not finite.
+          ValueError: there was no token, because the logits were not finite; or the grammar cannot go on.
         """
         if token_id < 0:
             raise ValueError(
@@ -60,6 +63,10 @@ class Request:
         piece = self.text.push(token_id)
         if self.text.stopped:
             return piece + self._end("stop")
+        if self.matcher is not None:
+            self.matcher.accept(token_id)
+            if self.matcher.complete:
+                return piece + self._end("stop")
         return piece + (self._end("length") if len(self.ids) == self.limit else "")
 
     def _end(self, reason: str) -> str:
@@ -89,6 +96,7 @@ def read_requests(
     processor: Processor,
     max_length: int,
     eos_ids: Collection[int],
+    grammars: Grammars,
 ) -> list[Request]:
     """Check chats and settings, load the images, and tokenise the prompts; no device does anything.
 
@@ -99,14 +107,17 @@ def read_requests(
       processor: of the same checkpoint.
       max_length: most tokens of a prompt and its answer together.
       eos_ids: ids that end an answer.
+      grammars: those of the model.
 
     Raises:
-      ValueError: as `Processor` and `settings_of_chats`; or a prompt leaves no room for an answer, or its ids are not
+      ImportError: there is a grammar, and its extra is not installed.
+      ValueError: as `Processor`, `settings_of_chats` and `Grammars.matcher`; or a prompt leaves no room for an answer, or its ids are not
         in the model's vocabulary.
       ImageError, FileNotFoundError: as `Processor`.
     """
     assert config.text is not None
     settings = settings_of_chats(len(chats) if isinstance(chats, Sequence) else 1, given)
+    matchers = [None if one.grammar is None else grammars.matcher(one.grammar) for one in settings]
     padded = dataclasses.replace(processor, pad_token_id=processor.pad_token_id or 0)  # padding is cut off again
     inputs = padded(chats, images, config=config, padding_side="right")
     sources = _sources(inputs, config)
@@ -128,7 +139,7 @@ def read_requests(
             )
         limit = min(one.max_new_tokens, max_length - len(prompt))
         text = AnswerText(processor.tokenizer, tuple(one.stop), one.should_stop)
-        requests.append(Request(prompt, of_chat, one, limit, eos_ids, text))
+        requests.append(Request(prompt, of_chat, one, limit, eos_ids, text, matchers[number]))
     return requests
 
 
