@@ -1,5 +1,6 @@
 """Hold an answer to a JSON schema, a regex or a Lark grammar: which tokens may come next, by the library llguidance."""
 
+import copy
 import functools
 import json
 import re
@@ -11,9 +12,9 @@ from jaxtyping import UInt32
 
 from multipatch_jax.generate.sampling import pack_ids
 
+Words = UInt32[np.ndarray, " words"]  # a set of ids, as `pack_ids` packs it
 Grammar = dict[str, Any] | re.Pattern[str] | str  # a JSON schema, a regex, a Lark grammar
 FORCED = 64  # tokens without an alternative at the beginning of a grammar are tried, so many at most
-FLAGS = {re.IGNORECASE: "i", re.MULTILINE: "m", re.DOTALL: "s", re.VERBOSE: "x"}
 KEYWORDS = frozenset(
     "$ref allOf anyOf const enum oneOf type additionalProperties properties patternProperties propertyNames required "
     "minProperties maxProperties items prefixItems additionalItems minItems maxItems contains uniqueItems minLength "
@@ -29,14 +30,14 @@ class Matcher:
       complete: whether the answer fulfils the grammar, and no token may come but one that ends it.
     """
 
-    def __init__(self, matcher: Any, model_ids: np.ndarray, eos_ids: np.ndarray, text_eos_ids: np.ndarray):
+    def __init__(self, matcher: Any, model_ids: Words, eos_ids: Words, text_eos_ids: Words):
         """Begin an answer; for `Grammars`.
 
         Args:
           matcher: an `LLMatcher`, which is this answer's own.
-          model_ids: which tokens the model and its tokenizer have, as `Chunk.allowed`.
-          eos_ids: which of them end an answer.
-          text_eos_ids: which of these are text too, so that a grammar may ask for them before the answer's end.
+          model_ids: those that the model and its tokenizer have.
+          eos_ids: those that end an answer.
+          text_eos_ids: those among them that are text too, so that a grammar may ask for one before the answer's end.
 
         Raises:
           ValueError: no token may come.
@@ -46,7 +47,9 @@ class Matcher:
 
     def copy(self) -> "Matcher":
         """Return a matcher of another answer, which goes on from here."""
-        return Matcher(self._matcher.deep_copy(), *self._masks)
+        other = copy.copy(self)
+        other._matcher = self._matcher.deep_copy()
+        return other
 
     def accept(self, token_id: int) -> None:
         """Go on with the token that was chosen among those allowed, none that ends the answer.
@@ -66,12 +69,12 @@ class Matcher:
         if self._matcher.is_accepting():
             self.allowed |= eos_ids
         self.complete = not np.any(self.allowed & ~eos_ids)
-        ends = bool(np.any(self.allowed)) or (self._length > 0 and self._matcher.is_accepting())
-        if self._matcher.is_error() or not ends:
+        may_end = self._matcher.is_accepting() and self._length > 0  # an answer has at least one token
+        if self._matcher.is_error() or not (may_end or np.any(self.allowed)):
             reason = _reason(self._matcher.get_error())
             raise ValueError(
-                f"grammar must have a text that this model's tokens can write, and none goes on after "
-                f"{self._length} tokens of an answer{reason and f' ({reason})'}: look for parts that exclude each other."
+                f"grammar must allow a token in every place of an answer until its end, and allows none in place "
+                f"{self._length}{reason and f' ({reason})'}: look for parts that exclude each other."
             )
 
 
@@ -100,21 +103,10 @@ class Grammars:
           ValueError: it is none of these, or has no text.
           ImportError: the extra `grammar` is not installed.
         """
-        llguidance = _llguidance()
         try:
-            if isinstance(grammar, re.Pattern):
-                kind, text = "a regex", llguidance.LLMatcher.grammar_from_regex(_rust_regex(grammar))
-            elif isinstance(grammar, str):
-                kind, text = "a Lark grammar", llguidance.LLMatcher.grammar_from_lark(grammar)
-            else:
-                kind, text = "a JSON schema", llguidance.LLMatcher.grammar_from_json_schema(
-                    _schema_text(grammar), defaults={"whitespace_pattern": " ?"}
-                )
-            return self._compiled(text).copy()
+            return self._compiled(_written(grammar)).copy()
         except _Refused as error:
-            shown = repr(grammar.pattern if isinstance(grammar, re.Pattern) else grammar)
-            hint = "; a str is a Lark grammar, and a regex comes from re.compile" if kind == "a Lark grammar" else ""
-            raise ValueError(f"grammar must be {kind} that llguidance takes, got {shown:.60}: {error}{hint}.") from None
+            raise ValueError(f"grammar must be {_kind(grammar)}: {error}.") from None
 
     def _compile(self, text: str) -> Matcher:
         """Return the matcher of an answer that begins, from a grammar as llguidance writes it."""
@@ -132,7 +124,7 @@ class Grammars:
         return beginning
 
     @functools.cached_property
-    def _tokens(self) -> tuple[Any, UInt32[np.ndarray, " n"], UInt32[np.ndarray, " n"], UInt32[np.ndarray, " n"]]:
+    def _tokens(self) -> tuple[Any, Words, Words, Words]:
         """llguidance's tokenizer, and what `Matcher` needs beside it."""
         # llguidance wants one id that ends a text, and would take 0. It gets one of its own, which is no other token's:
         # a model's may be none, several, or text as well.
@@ -143,10 +135,13 @@ class Grammars:
         end = own.token_to_id("<|end of the grammar|>")
         size = max(self._vocab_size, *own.get_vocab().values()) + 1
         tokenizer = _llguidance().LLTokenizer(own.to_str(), n_vocab=size, eos_token=end)
-        special = [one for one in self._eos_ids if tokenizer.is_special_token(one)]
         ids = {*self._tokenizer.get_vocab().values(), *self._eos_ids}
-        masks = (ids, self._eos_ids, set(self._eos_ids) - set(special))
-        return tokenizer, *(pack_ids([one for one in mask if one < self._vocab_size], self._vocab_size) for mask in masks)
+        text_eos_ids = [one for one in self._eos_ids if not tokenizer.is_special_token(one)]
+        model_ids, eos_ids, text_eos_ids = (
+            pack_ids([one for one in some if one < self._vocab_size], self._vocab_size)
+            for some in (ids, self._eos_ids, text_eos_ids)
+        )
+        return tokenizer, model_ids, eos_ids, text_eos_ids
 
 
 class _Refused(ValueError):
@@ -162,25 +157,38 @@ def _llguidance() -> Any:
     return llguidance
 
 
-def _schema_text(schema: dict[str, Any]) -> str:
-    """Return a JSON schema as JSON."""
-    if schema and not KEYWORDS & schema.keys():
-        raise _Refused("it has none of a schema's keywords, such as type, properties, enum or anyOf")
+def _written(grammar: Grammar) -> str:
+    """Return a grammar as llguidance writes it."""
+    library = _llguidance().LLMatcher
     try:
-        return json.dumps(schema, allow_nan=False)
+        if isinstance(grammar, re.Pattern):
+            return library.grammar_from_regex(_regex(grammar))
+        if isinstance(grammar, str):
+            return library.grammar_from_lark(grammar)
+        if grammar and not KEYWORDS & grammar.keys():
+            raise ValueError("it has none of a schema's keywords, such as type, properties, enum or anyOf")
+        schema = json.dumps(grammar, allow_nan=False)
+        return library.grammar_from_json_schema(schema, defaults={"whitespace_pattern": " ?"})
     except (TypeError, ValueError, RecursionError) as error:
-        raise _Refused(f"it is not JSON ({error})") from None
+        raise _Refused(str(error).rstrip(".")) from None
 
 
-def _rust_regex(pattern: re.Pattern[str]) -> str:
-    """Return a regex with its flags in front, as llguidance reads them."""
-    left = pattern.flags & ~re.UNICODE
-    for flag in FLAGS:
-        left &= ~flag
-    if left:
-        raise _Refused(f"it has the flag {re.RegexFlag(left)!r}, and only I, M, S and X can be told")
-    flags = "".join(letter for flag, letter in FLAGS.items() if pattern.flags & flag)
+def _regex(pattern: re.Pattern[str]) -> str:
+    """Return a regex with its flags in front."""
+    others = pattern.flags & ~(re.UNICODE | re.IGNORECASE | re.DOTALL)
+    if others:
+        raise ValueError(f"of a regex's flags I and S can be kept, and it has {re.RegexFlag(others)!r}")
+    flags = "i" * bool(pattern.flags & re.IGNORECASE) + "s" * bool(pattern.flags & re.DOTALL)
     return f"(?{flags}){pattern.pattern}" if flags else pattern.pattern
+
+
+def _kind(grammar: Grammar) -> str:
+    """Describe what a grammar had to be, and what came."""
+    if isinstance(grammar, re.Pattern):
+        return f"a regex that llguidance takes, got {grammar.pattern!r:.60}"
+    if isinstance(grammar, str):
+        return f"a Lark grammar, as every str is (pass a regex as re.compile(...)), got {grammar!r:.60}"
+    return f"a JSON schema that llguidance takes, got {grammar!r:.60}"
 
 
 def _reason(message: str) -> str:

@@ -111,8 +111,8 @@ def read_requests(
 
     Raises:
       ImportError: there is a grammar, and its extra is not installed.
-      ValueError: as `Processor`, `settings_of_chats` and `Grammars.matcher`; or a prompt leaves no room for an answer, or its ids are not
-        in the model's vocabulary.
+      ValueError: as `Processor`, `settings_of_chats` and `Grammars.matcher`; or a prompt leaves no room for an answer,
+        or its ids are not in the model's vocabulary.
       ImageError, FileNotFoundError: as `Processor`.
     """
     assert config.text is not None

@@ -41,7 +41,7 @@ class Sampling(NamedTuple):
     seed: Int32[Any, " B"]
 
 
-def pack_ids(ids: Iterable[int], vocab_size: int) -> UInt32[np.ndarray, " words"]:
+def pack_ids(ids: Iterable[int] | Int[np.ndarray, " n"], vocab_size: int) -> UInt32[np.ndarray, " words"]:
     """Return a set of ids as the bits of words."""
     bits = np.zeros(-(-vocab_size // WORD) * WORD, bool)
     bits[list(ids)] = True
@@ -126,7 +126,7 @@ def _filter(
 
 
 def _unpack(allowed: UInt32[Array, "B words"], vocab_size: int) -> Bool[Array, "B V"]:
-    bits = allowed[:, :, None] >> jnp.arange(WORD, dtype=jnp.uint32) & jnp.uint32(1)
+    bits = allowed[:, :, None] >> jnp.arange(WORD, dtype=jnp.uint32)[None, None] & jnp.uint32(1)
     return bits.reshape(len(allowed), -1)[:, :vocab_size] != 0
 
 

@@ -33,7 +33,8 @@ class GenerationSettings:
       grammar: what the answer must be: a dict is a JSON schema, a `re.Pattern` is a regex that matches the whole
         answer, and a str is a Lark grammar. Tokens that do not fit have no probability, before all other settings. An
         answer ends as soon as nothing can be added. One that `max_new_tokens`, `stop` or `should_stop` cuts short may
-        lack its end. Without a rule of its own ("x-guidance"), JSON has at most one space between two of its parts.
+        lack its end. JSON has at most one space between two of its parts, or what the schema's own
+        {"x-guidance": {"whitespace_pattern": ...}} says.
     """
 
     max_new_tokens: int = 64
@@ -115,8 +116,8 @@ def _require_grammar(value: Any) -> None:
     is_regex = isinstance(value, re.Pattern) and isinstance(value.pattern, str)
     if not (value is None or is_regex or isinstance(value, (dict, str))):
         raise ValueError(
-            f"grammar must be a JSON schema (a dict), a regex (a re.Pattern of str), a Lark grammar (a str) or None, got "
-            f"{value!r:.60}."
+            f"grammar must be a JSON schema (a dict), a regex (a re.Pattern of str), a Lark grammar (a str) or None, "
+            f"got {value!r:.60}."
         )
 
 

@@ -78,6 +78,20 @@ def test_each_row_of_a_ragged_batch_is_what_it_is_alone(settings, params, engine
     assert len({tuple(one[0]) for one in together.values()}) == len(prompts)  # the answers differ from each other
 
 
+@pytest.mark.parametrize("settings", [GREEDY, DRAWN], ids=["greedy", "drawn"])
+def test_a_row_has_the_tokens_that_it_may_have_and_its_mates_are_free(settings, params, engine, prompts):
+    free = answers(params, engine, dict(enumerate(prompts)), settings)
+    allowed = {row: range(1000 * row, 1000 * row + 40) for row in (1, 4, 7)}
+    found = answers(params, engine, dict(enumerate(prompts)), settings, allowed=allowed)
+    for row in range(ENGINE_ROWS):
+        if row in allowed:
+            assert set(found[row][0]) <= set(allowed[row])
+            alone = answers(params, engine, {row: prompts[row]}, settings, allowed=allowed)
+            np.testing.assert_array_equal(alone[row], found[row])
+        else:
+            np.testing.assert_array_equal(found[row], free[row])
+
+
 def test_what_a_slot_held_before_is_never_seen(params, engine, prompts):
     """The columns that nothing may read hold large numbers here, and a longer chat's answer was in the slot before."""
     expected = answers(params, engine, {2: prompts[4]}, DRAWN)
