@@ -89,6 +89,26 @@ def test_a_regex_and_a_lark_grammar_hold(grammar, expected, setting, generator):
         assert answer.finish_reason == "stop"
 
 
+@pytest.mark.parametrize(
+    ("regex", "expected"),
+    [
+        (re.compile("a"), "a"),
+        (re.compile("a", re.IGNORECASE), "aA"),
+        (re.compile("(?i)a"), "aA"),
+        (re.compile("[^b-\uffff]|."), "\n !AaZé"),
+        (re.compile(".|a"), " !AaZé"),
+        (re.compile(".", re.DOTALL), "\n !AaZé"),
+    ],
+    ids=str,
+)
+def test_the_flags_of_a_regex_hold(regex, expected, generator):
+    tokenizer = generator.processor.tokenizer
+    allowed = allowed_ids(Grammars(tokenizer, 49280, EOS).matcher(regex))
+    tried = {text: tokenizer.encode(text).ids[0] for text in "\n !AaZé"}
+    assert {text for text, token_id in tried.items() if token_id in allowed} == set(expected)
+    assert all(regex.fullmatch(text) for text in expected)
+
+
 def test_the_most_likely_token_of_those_allowed_is_taken(generator):
     """`top_k` 1 counts allowed tokens alone. Logprobs are those of the model: other tokens have probability too."""
     (greedy,) = generator.generate(["a"], grammar=DATE, logprobs=True)
