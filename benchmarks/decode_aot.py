@@ -59,7 +59,8 @@ def steps(chip: chips.Chip, config: ModelConfig, sizes: Sequence[tuple[int, int]
     for batch_size, capacity in sizes:
         engine = Engine(config.text, config.image_token_id, compute, batch_size, capacity)
         slots: Slots = jax.eval_shape(lambda engine=engine: start(engine=engine))
-        program = step.lower(*chips.on(mesh, (params, slots)), engine=engine).compile()
+        allowed = jax.ShapeDtypeStruct((batch_size, -(-config.text.vocab_size // 32)), jnp.uint32)
+        program = step.lower(*chips.on(mesh, (params, slots, allowed)), engine=engine).compile()
         memory, cache = memory_of(program), nbytes(slots.cache)
         everything = traffic(text_of(program))
         moved = traffic(text_of(program), CACHED.get(chip.name, 0))

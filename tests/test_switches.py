@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 import types
 from collections.abc import Callable
 from typing import Any
@@ -150,6 +151,7 @@ def generate(m):
     answers = generator.generate(chats, **options)
     answers += generator.generate(chats, **options, temperature=0.8, repetition_penalty=1.2, seed=[3, 4])
     answers += generator.generate(chats, **options, temperature=1.5, top_k=5, top_p=0.9, min_p=0.05, seed=7)
+    answers += generator.generate(chats, **options, temperature=1.0, top_k=5, grammar=re.compile("[a-z]{2,9}"))
     return [(np.array(one.ids, np.int32), np.array(one.logprobs, np.float32)) for one in answers]
 
 

@@ -10,8 +10,8 @@ class Answer:
     Attributes:
       text: without special tokens, and without the stop that ended it.
       ids: of all tokens that were generated, one that ended the answer included.
-      finish_reason: "stop" if the model, a stop or `should_stop` ended the answer, "length" if it was cut off by
-        `max_new_tokens` or by the generator's `max_length`.
+      finish_reason: "stop" if the model, a stop, `should_stop` or the end of a grammar ended the answer, "length" if it
+        was cut off by `max_new_tokens` or by the generator's `max_length`.
       num_prompt_tokens: visual tokens included.
       num_cached_tokens: those of the prompt that a session held already; they were not computed again.
       num_encoded: images and videos that were encoded; the visual tokens of others were still known.

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Float, Int32
+from jaxtyping import Float, Int32, UInt32
 
 from multipatch_jax.generate.engine import Chunk, Engine
-from multipatch_jax.generate.sampling import Sampling
+from multipatch_jax.generate.sampling import Sampling, all_ids
 
 SIZES = (32, 256, 1024)
 
@@ -39,6 +39,7 @@ def prompt_chunks(
     *,
     start: int = 0,
     ends: bool = True,
+    allowed: UInt32[np.ndarray, " words"] | None = None,
 ) -> Iterator[Chunk]:
     """Yield the chunks of a prompt.
 
@@ -50,11 +51,13 @@ def prompt_chunks(
       sampling: of the answer; scalars.
       start: tokens of the prompt that the slot holds already.
       ends: whether an answer follows the last chunk.
+      allowed: as in `Chunk`; None allows all.
     """
     places = ids == engine.image_token_id
     order = np.cumsum(places[start:]) - 1
     seen = np.zeros(engine.text.vocab_size, bool)
     seen[ids[:start]] = True
+    allowed = all_ids(engine.text.vocab_size) if allowed is None else allowed
     for begin, size in split(len(ids), chunk_sizes(engine.capacity), start):
         count = min(size, len(ids) - begin)
         here = slice(begin, begin + count)
@@ -66,4 +69,4 @@ def prompt_chunks(
         last = np.array(ends and begin + size >= len(ids))
         seen = seen.copy()
         seen[ids[here]] = True
-        yield Chunk(slot, first, num_real, last, chunk_ids, tokens, seen, sampling)
+        yield Chunk(slot, first, num_real, last, chunk_ids, tokens, seen, sampling, allowed)

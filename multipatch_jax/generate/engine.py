@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Float32, Int32
+from jaxtyping import Array, Bool, Float, Float32, Int32, UInt32
 
 from multipatch_jax.config import TextConfig
 from multipatch_jax.generate.sampling import Sampling, sample
@@ -57,6 +57,7 @@ class Chunk(NamedTuple):
       visual_tokens: in the places of `<image>` ids; what stands in other places is not read.
       seen: which ids the prompt holds up to the end of this chunk.
       sampling: how the answer's tokens are chosen; scalars.
+      allowed: the ids that the first token may have, as `sampling.pack_ids` packs them.
     """
 
     row: Int32[Array | np.ndarray, ""]
@@ -67,6 +68,7 @@ class Chunk(NamedTuple):
     visual_tokens: Float[Array | np.ndarray, "S D"]
     seen: Bool[Array | np.ndarray, " V"]
     sampling: Sampling
+    allowed: UInt32[Array | np.ndarray, " words"]
 
 
 Token = tuple[Int32[Array, " B"], Float32[Array, " B"]]  # id and logprob of each row, as `sample` returns them
@@ -108,7 +110,7 @@ def admit(params: Params, slots: Slots, chunk: Chunk, *, first: bool, engine: En
     last_hidden = jax.lax.dynamic_slice_in_dim(hidden[0], chunk.num_real - 1, 1)
     sampling = jax.tree.map(lambda value: jnp.asarray(value)[None], chunk.sampling)
     scores, seen = logits(params, last_hidden, engine.text, engine.compute), jnp.asarray(chunk.seen)
-    ids, logprobs = sample(scores, sampling, length[None], seen[None])
+    ids, logprobs = sample(scores, sampling, length[None], seen[None], jnp.asarray(chunk.allowed)[None])
     seen = seen.at[jnp.where(chunk.last, ids, vocabulary)].set(True, mode="drop")
     slots = Slots(
         cache=cache,
@@ -122,12 +124,15 @@ def admit(params: Params, slots: Slots, chunk: Chunk, *, first: bool, engine: En
 
 
 @functools.partial(jax.jit, static_argnames=("engine",), donate_argnames=("slots",))
-def step(params: Params, slots: Slots, *, engine: Engine) -> tuple[Slots, Token]:
+def step(
+    params: Params, slots: Slots, allowed: UInt32[Array | np.ndarray, "B words"], *, engine: Engine
+) -> tuple[Slots, Token]:
     """Make one token for every slot.
 
     Args:
       params: with "text_model" as `nn.split_layers` returns it.
       slots: the state, which is donated. Slots that are not active are computed too, and left as they are.
+      allowed: the ids that each slot's token may have, as `sampling.pack_ids` packs them.
       engine: what the move is.
 
     Returns:
@@ -138,7 +143,7 @@ def step(params: Params, slots: Slots, *, engine: Engine) -> tuple[Slots, Token]
     x = _embed(params["text_model"]["embed_tokens"]["embedding"], slots.last_ids)
     hidden, cache = _decoder(engine, params, x, positions[:, None], slots.cache)
     scores = logits(params, hidden[:, 0], engine.text, engine.compute)
-    ids, logprobs = sample(scores, slots.sampling, slots.lengths + 1, slots.seen)
+    ids, logprobs = sample(scores, slots.sampling, slots.lengths + 1, slots.seen, jnp.asarray(allowed))
     slots = slots._replace(
         cache=cache,
         lengths=slots.lengths + active.astype(jnp.int32),

@@ -141,14 +141,15 @@ class Generator:
           chats: a list of texts, with one `<image>` for each of their images, and of chats.
           images: those of the chats, in the order of their places; a flat list, or a list for each chat.
           logprobs: whether answers have the logprobs of their tokens.
-          settings: fields of `GenerationSettings`, which hold for every chat; `seed` may be a list, one for each chat.
-            By default the most likely tokens are taken, 64 at most.
+          settings: fields of `GenerationSettings`, which hold for every chat; `seed` and `grammar` may be lists, one
+            for each chat. By default the most likely tokens are taken, 64 at most.
 
         Returns:
           An answer for each chat, in order.
 
         Raises:
-          ValueError: an argument does not fit; or logits are not finite.
+          ValueError: an argument does not fit; or logits are not finite, or a grammar cannot go on.
+          ImportError: there is a grammar, and its extra is not installed.
           ImageError, FileNotFoundError: as `Processor`.
         """
         requests = read_requests(self._model, chats, images, settings)

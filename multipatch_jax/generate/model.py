@@ -15,6 +15,8 @@ from multipatch_jax.config import ModelConfig
 from multipatch_jax.encode import warmup
 from multipatch_jax.generate.chunks import chunk_sizes
 from multipatch_jax.generate.engine import Chunk, Engine, admit, fork, release, start, step
+from multipatch_jax.generate.grammar import Grammars
+from multipatch_jax.generate.sampling import all_ids
 from multipatch_jax.generate.slots import NEUTRAL
 from multipatch_jax.generate.visual_tokens import VisualTokens
 from multipatch_jax.nn import Compute, resolve_compute, split_layers
@@ -38,6 +40,7 @@ class Model:
       encoder: params of the tower and the connector.
       decoder: the other params, with "text_model" as `nn.split_layers` returns it.
       visual_tokens: those of images that were encoded lately.
+      grammars: compiles grammars for the model's tokens.
     """
 
     config: ModelConfig
@@ -48,6 +51,7 @@ class Model:
     encoder: Params
     decoder: Params
     visual_tokens: VisualTokens
+    grammars: Grammars
 
     @property
     def embeddings(self) -> Float[Array, "V D"]:
@@ -79,8 +83,10 @@ def make_model(
     """Arrange checked params; the arguments are as in `Model`."""
     encoder = {name: params[name] for name in ("vision_model", "connector")}
     decoder = split_layers({name: value for name, value in params.items() if name in ("text_model", "lm_head")})
+    assert config.text is not None
     tokens = VisualTokens(encoder, config, compute)
-    return Model(config, processor, compute, max_length, eos_ids, encoder, decoder, tokens)
+    grammars = Grammars(processor.tokenizer, config.text.vocab_size, eos_ids)
+    return Model(config, processor, compute, max_length, eos_ids, encoder, decoder, tokens, grammars)
 
 
 def compile_programs(model: Model, engines: Sequence[Engine]) -> None:
@@ -96,11 +102,13 @@ def compile_programs(model: Model, engines: Sequence[Engine]) -> None:
 def _moves(model: Model, engine: Engine) -> list[Any]:
     """Lower the moves of an engine."""
     slots, zero = jax.eval_shape(lambda: start(engine=engine)), np.array(0, np.int32)
-    programs: list[Any] = [start.lower(engine=engine)]
+    allowed = np.tile(all_ids(engine.text.vocab_size), (engine.batch_size, 1))
+    programs: list[Any] = [start.lower(engine=engine), step.lower(model.decoder, slots, allowed, engine=engine)]
     for size in chunk_sizes(engine.capacity):
         tokens = np.zeros((size, model.embeddings.shape[1]), model.embeddings.dtype)
         seen = np.zeros(engine.text.vocab_size, bool)
-        chunk = Chunk(zero, zero, zero, np.array(False), np.zeros(size, np.int32), tokens, seen, NEUTRAL)
+        ids = np.zeros(size, np.int32)
+        chunk = Chunk(zero, zero, zero, np.array(False), ids, tokens, seen, NEUTRAL, allowed[0])
         for first in (True, False):
             programs.append(admit.lower(model.decoder, slots, chunk, first=first, engine=engine))
-    return [*programs, step.lower(model.decoder, slots, engine=engine), release.lower(slots, zero), fork.lower(slots)]
+    return [*programs, release.lower(slots, zero), fork.lower(slots)]

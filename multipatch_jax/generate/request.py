@@ -11,6 +11,7 @@ from jaxtyping import Int32
 from multipatch_jax.config import ModelConfig
 from multipatch_jax.generate.answer import Answer
 from multipatch_jax.generate.answer_text import AnswerText
+from multipatch_jax.generate.grammar import Matcher
 from multipatch_jax.generate.model import Model
 from multipatch_jax.generate.settings import GenerationSettings, settings_of_chats
 from multipatch_jax.generate.visual_tokens import Source
@@ -31,6 +32,7 @@ class Request:
       num_cached_tokens: tokens of the prompt that its slot holds already.
       visual_tokens: of each of `sources`, when the request has been admitted.
       num_encoded: images and videos that were encoded for the answer.
+      matcher: the place of the answer in its grammar, if it has one.
       finish_reason: as in `Answer`; None while the answer goes on.
     """
 
@@ -40,6 +42,7 @@ class Request:
     limit: int
     eos_ids: Collection[int]
     text: AnswerText
+    matcher: Matcher | None = None
     num_cached_tokens: int = 0
     visual_tokens: list[np.ndarray] = dataclasses.field(default_factory=list)
     num_encoded: int = 0
@@ -53,7 +56,7 @@ class Request:
         """Add a token to the answer, and return the text that is certain now and was not before.
 
         Raises:
-          ValueError: there was no token, because the logits were not finite.
+          ValueError: there was no token, because the logits were not finite; or the grammar cannot go on.
         """
         if token_id < 0:
             raise ValueError(
@@ -68,6 +71,10 @@ class Request:
         piece = self.text.push(token_id)
         if self.text.stopped:
             return piece + self._end("stop")
+        if self.matcher is not None:
+            self.matcher.accept(token_id)
+            if self.matcher.complete:
+                return piece + self._end("stop")
         return piece + (self._end("length") if len(self.ids) == self.limit else "")
 
     def _end(self, reason: str) -> str:
@@ -101,14 +108,16 @@ def read_requests(
       given: settings by name, as in `settings_of_chats`.
 
     Raises:
-      ValueError: as `Processor` and `settings_of_chats`; or a prompt leaves no room for an answer, or its ids are not
-        in the model's vocabulary.
+      ImportError: there is a grammar, and its extra is not installed.
+      ValueError: as `Processor`, `settings_of_chats` and `Grammars.matcher`; or a prompt leaves no room for an answer,
+        or its ids are not in the model's vocabulary.
       ImageError, FileNotFoundError: as `Processor`.
     """
     config, processor, max_length = model.config, model.processor, model.max_length
     assert config.text is not None
     number = len(chats) if isinstance(chats, Sequence) and not isinstance(chats, str) else 1
     settings = settings_of_chats(number, given)
+    matchers = [None if one.grammar is None else model.grammars.matcher(one.grammar) for one in settings]
     padded = dataclasses.replace(processor, pad_token_id=processor.pad_token_id or 0)  # padding is cut off again
     inputs = padded(chats, images, config=config, padding_side="right")
     sources = _sources(inputs, config)
@@ -130,7 +139,7 @@ def read_requests(
             )
         limit = min(one.max_new_tokens, max_length - len(prompt))
         text = AnswerText(processor.tokenizer, tuple(one.stop), one.should_stop)
-        requests.append(Request(prompt, of_chat, one, limit, model.eos_ids, text))
+        requests.append(Request(prompt, of_chat, one, limit, model.eos_ids, text, matchers[number]))
     return requests
 
 

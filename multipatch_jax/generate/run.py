@@ -3,17 +3,17 @@
 import collections
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int32
+from jaxtyping import Array, Float, Int32, UInt32
 
 from multipatch_jax.generate.chunks import prompt_chunks
 from multipatch_jax.generate.engine import Engine, Token, admit, release, start, step
 from multipatch_jax.generate.model import Model
 from multipatch_jax.generate.request import Request
-from multipatch_jax.generate.sampling import Sampling
+from multipatch_jax.generate.sampling import Sampling, all_ids
 from multipatch_jax.generate.slots import Slots
 
 
@@ -24,15 +24,18 @@ class HeldSlots:
     Attributes:
       engine: of the slots.
       slots: the state; each move replaces it.
+      every_id: on the device, what a step without any grammar allows.
     """
 
     engine: Engine
     slots: Slots
+    every_id: UInt32[Array, "B words"]
 
 
 def new_held_slots(engine: Engine) -> HeldSlots:
     """Return slots that hold no chats."""
-    return HeldSlots(engine, start(engine=engine))
+    every_id = np.tile(all_ids(engine.text.vocab_size), (engine.batch_size, 1))
+    return HeldSlots(engine, start(engine=engine), jax.device_put(every_id))
 
 
 def run(model: Model, held: HeldSlots, requests: Sequence[Request]) -> Iterator[tuple[Request, str]]:
@@ -45,7 +48,7 @@ def run(model: Model, held: HeldSlots, requests: Sequence[Request]) -> Iterator[
             token = _admit(model, held, free, request)
             arrived = [(free, request, 0)]
         else:
-            held.slots, token = step(model.decoder, held.slots, engine=held.engine)
+            held.slots, token = step(model.decoder, held.slots, _allowed(held, running), engine=held.engine)
             arrived = [(row, request, row) for row, request in running.items()]
         ids, logprobs = jax.device_get(token)
         for row, request, place in arrived:
@@ -53,6 +56,17 @@ def run(model: Model, held: HeldSlots, requests: Sequence[Request]) -> Iterator[
             if request.finish_reason is not None:
                 held.slots = release(held.slots, np.int32(row))
                 del running[row]
+
+
+def _allowed(held: HeldSlots, running: Mapping[int, Request]) -> UInt32[Array | np.ndarray, "B words"]:
+    """Return the ids that the next token of each slot may have."""
+    matchers = {row: request.matcher for row, request in running.items() if request.matcher is not None}
+    if not matchers:
+        return held.every_id
+    allowed = np.tile(all_ids(held.engine.text.vocab_size), (held.engine.batch_size, 1))
+    for row, matcher in matchers.items():
+        allowed[row] = matcher.allowed
+    return allowed
 
 
 def prefill(
@@ -65,6 +79,7 @@ def prefill(
     *,
     begin: int = 0,
     ends: bool = True,
+    allowed: UInt32[np.ndarray, " words"] | None = None,
 ) -> Token:
     """Put a prompt into a slot, and return the token that follows it.
 
@@ -77,11 +92,12 @@ def prefill(
       sampling: of the answer.
       begin: tokens of the prompt that the slot holds already, fewer than all.
       ends: whether an answer follows.
+      allowed: as in `Chunk`; None allows all.
     """
     table = model.embeddings
     tokens = np.concatenate([np.zeros((0, table.shape[1]), table.dtype), *visual_tokens]).astype(table.dtype)
     token = None
-    for chunk in prompt_chunks(held.engine, row, ids, tokens, sampling, start=begin, ends=ends):
+    for chunk in prompt_chunks(held.engine, row, ids, tokens, sampling, start=begin, ends=ends, allowed=allowed):
         first = bool(chunk.start == 0)
         held.slots, token = admit(model.decoder, held.slots, chunk, first=first, engine=held.engine)
     assert token is not None
@@ -95,6 +111,8 @@ def _admit(model: Model, held: HeldSlots, row: int, request: Request) -> Token:
     request.visual_tokens, request.num_encoded = model.visual_tokens.of(sources)
     encoded = time.perf_counter()
     sampling, cached = request.settings.sampling(), request.num_cached_tokens
-    token = prefill(model, held, row, request.prompt, request.visual_tokens, sampling, begin=cached)
+    allowed = None if request.matcher is None else request.matcher.allowed
+    prompt, tokens = request.prompt, request.visual_tokens
+    token = prefill(model, held, row, prompt, tokens, sampling, begin=cached, allowed=allowed)
     request.seconds |= {"encode": encoded - began, "prefill": time.perf_counter() - encoded}
     return token

@@ -6,15 +6,17 @@ filters are left out of a step in which no row has them, and so are draws. Nothi
 filter keeps is found by bisection.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float32, Int, Int32, UInt32
 
 LEAST_TEMPERATURE = 1e-30  # a lower one counts as 0: logits divided by it could be infinite
 BLOCK = 128  # ids; a draw first chooses a block of them, and then one of its ids
+WORD = 32  # ids; the bit of id `i` in a set of ids is bit `i % WORD` of word `i // WORD`, counted from the least
 
 
 class Sampling(NamedTuple):
@@ -39,9 +41,25 @@ class Sampling(NamedTuple):
     seed: Int32[Any, " B"]
 
 
+def pack_ids(ids: Iterable[int] | Int[np.ndarray, " n"], vocab_size: int) -> UInt32[np.ndarray, " words"]:
+    """Return a set of ids as the bits of words."""
+    bits = np.zeros(-(-vocab_size // WORD) * WORD, bool)
+    bits[list(ids)] = True
+    return np.packbits(bits, bitorder="little").view(np.uint32)
+
+
+def all_ids(vocab_size: int) -> UInt32[np.ndarray, " words"]:
+    """Return the set of all ids as `pack_ids` would; bits behind the last id are set too."""
+    return ~pack_ids((), vocab_size)
+
+
 @jax.jit
 def sample(
-    logits: Float32[Array, "B V"], sampling: Sampling, positions: Int32[Array, " B"], seen: Bool[Array, "B V"]
+    logits: Float32[Array, "B V"],
+    sampling: Sampling,
+    positions: Int32[Array, " B"],
+    seen: Bool[Array, "B V"],
+    allowed: UInt32[Array, "B words"] | None = None,
 ) -> tuple[Int32[Array, " B"], Float32[Array, " B"]]:
     """Choose a token for every row.
 
@@ -51,12 +69,14 @@ def sample(
       positions: where the next token will stand in its row.
       seen: which ids the prompt and the answer of a row hold so far. As in the reference, those of `<image>` and of
         the markers around it count.
+      allowed: the ids that may be chosen, as `pack_ids` packs them; None allows all.
 
     Returns:
-      (ids, logprobs). A logprob is that of the chosen token in the model's own distribution: no setting changes it. A
-      row whose logits are all -inf, or that has a NaN or +inf among them, has the id -1 and the logprob NaN.
+      (ids, logprobs). A logprob is that of the chosen token in the model's own distribution: no setting changes it,
+      nor does `allowed`. A row whose logits of allowed ids are all -inf, or that has a NaN or +inf among its logits,
+      has the id -1 and the logprob NaN.
     """
-    scores = process_logits(logits, sampling, seen)
+    scores = process_logits(logits, sampling, seen, allowed)
     greedy = sampling.temperature < LEAST_TEMPERATURE
     most_likely = _first_of_largest(scores)
     ids = jax.lax.cond(
@@ -65,23 +85,29 @@ def sample(
         lambda: jnp.where(greedy, most_likely, _draw(scores, sampling.seed, positions)),
     )
     total = jax.nn.logsumexp(logits, axis=-1)
-    usable = jnp.isfinite(total)
+    usable = jnp.isfinite(total) & (jnp.take_along_axis(scores, ids[:, None], axis=-1)[:, 0] != -jnp.inf)
     ids = jnp.where(usable, ids, -1)
     return ids, jnp.where(usable, jnp.take_along_axis(logits, ids[:, None], axis=-1)[:, 0] - total, jnp.nan)
 
 
 def process_logits(
-    logits: Float32[Array, "B V"], sampling: Sampling, seen: Bool[Array, "B V"]
+    logits: Float32[Array, "B V"],
+    sampling: Sampling,
+    seen: Bool[Array, "B V"],
+    allowed: UInt32[Array, "B words"] | None = None,
 ) -> Float32[Array, "B V"]:
-    """Apply each row's penalty, temperature and filters; what a filter does not keep becomes -inf.
+    """Apply each row's penalty, temperature and filters; what is not allowed, or a filter does not keep, becomes -inf.
 
     Args:
-      logits, sampling, seen: as in `sample`.
+      logits, sampling, seen, allowed: as in `sample`. The filters know of allowed ids alone.
     """
     penalty = sampling.repetition_penalty[:, None]
     scores = jnp.where(seen, jnp.where(logits < 0, logits * penalty, logits / penalty), logits)
     drawn = sampling.temperature >= LEAST_TEMPERATURE
     scores = scores / jnp.where(drawn, sampling.temperature, 1)[:, None]
+    if allowed is not None:
+        some = jnp.any(allowed != jnp.uint32(2**WORD - 1), axis=-1)
+        scores = _filter(scores, some, lambda scores: _unpack(allowed, scores.shape[1]))
     scores = _filter(scores, drawn & (sampling.top_k > 0), lambda scores: _keep_top_k(scores, sampling.top_k))
     scores = _filter(scores, drawn & (sampling.top_p < 1), lambda scores: _keep_top_p(scores, sampling.top_p))
     return _filter(scores, drawn & (sampling.min_p > 0), lambda scores: _keep_min_p(scores, sampling.min_p))
@@ -102,6 +128,11 @@ def _filter(
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The filters: which tokens each keeps.
+
+
+def _unpack(allowed: UInt32[Array, "B words"], vocab_size: int) -> Bool[Array, "B V"]:
+    bits = allowed[:, :, None] >> jnp.arange(WORD, dtype=jnp.uint32)[None, None] & jnp.uint32(1)
+    return bits.reshape(len(allowed), -1)[:, :vocab_size] != 0
 
 
 def _keep_top_k(scores: Float32[Array, "B V"], top_k: Int32[Array, " B"]) -> Bool[Array, "B V"]:

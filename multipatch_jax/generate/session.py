@@ -1,5 +1,6 @@
 """A chat that goes on: what has been read stays in the cache."""
 
+import dataclasses
 import os
 from collections.abc import Generator as Stream
 from collections.abc import Iterator, Mapping, Sequence
@@ -90,7 +91,7 @@ class Session:
           ValueError: a question is being answered.
         """
         self._require_idle()
-        copy = Session(self._model, HeldSlots(self._held.engine, fork(self._held.slots)))
+        copy = Session(self._model, dataclasses.replace(self._held, slots=fork(self._held.slots)))
         copy.chat, copy._ids, copy._new = list(self.chat), self._ids, self._new
         copy._sizes, copy._visual_tokens = list(self._sizes), list(self._visual_tokens)
         return copy

@@ -2,6 +2,7 @@
 
 import dataclasses
 import numbers
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -29,6 +30,11 @@ class GenerationSettings:
       seed: of the draws. The same chat with the same seed and settings has the same answer.
       stop: texts that end the answer, which does not contain them; one text or several.
       should_stop: called with the text so far whenever it has grown; True ends the answer.
+      grammar: what the answer must be: a dict is a JSON schema, a `re.Pattern` is a regex that matches the whole
+        answer, and a str is a Lark grammar. Tokens that do not fit have no probability, before all other settings. An
+        answer ends as soon as nothing can be added. One that `max_new_tokens`, `stop` or `should_stop` cuts short may
+        lack its end. JSON has at most one space between two of its parts, or what the schema's own
+        {"x-guidance": {"whitespace_pattern": ...}} says.
     """
 
     max_new_tokens: int = 64
@@ -40,6 +46,7 @@ class GenerationSettings:
     seed: int = 0
     stop: str | Sequence[str] = ()
     should_stop: Callable[[str], bool] | None = None
+    grammar: dict[str, Any] | re.Pattern[str] | str | None = None
 
     def __post_init__(self):
         checked = {"max_new_tokens": require_positive("max_new_tokens", self.max_new_tokens, "tokens")}
@@ -52,6 +59,7 @@ class GenerationSettings:
         checked["seed"] = require_integer("seed", self.seed, 0, LARGEST)
         if self.should_stop is not None and not callable(self.should_stop):
             raise ValueError(f"should_stop must be a function (text) -> bool or None, got {self.should_stop!r:.60}.")
+        _require_grammar(self.grammar)
         for name, value in checked.items():
             object.__setattr__(self, name, value)
         object.__setattr__(self, "stop", _stops(self.stop))
@@ -77,21 +85,40 @@ def settings_of_chats(number: int, given: Mapping[str, Any]) -> list[GenerationS
 
     Args:
       number: of chats.
-      given: values by the name of the setting; they hold for every chat. A `seed` may be a list, one for each chat.
+      given: values by the name of the setting; they hold for every chat. A `seed` or a `grammar` may be a list, one
+        for each chat.
 
     Raises:
-      ValueError: a setting is unknown or its value is not allowed, or the number of seeds is another.
+      ValueError: a setting is unknown or its value is not allowed, or the number of seeds or grammars is another.
     """
     unknown = sorted(set(given) - set(SETTINGS))
     if unknown:
         raise ValueError(f"Unknown setting {unknown[0]!r}: the settings are {', '.join(SETTINGS)}.")
     seeds = given.get("seed", 0)
-    seeds = seeds.tolist() if isinstance(seeds, np.ndarray) else seeds
-    if not isinstance(seeds, (list, tuple)):
-        seeds = [seeds] * number
-    if len(seeds) != number:
-        raise ValueError(f"seed must be an integer, or a list with one for each of {number} chats, got {len(seeds)}.")
-    return [GenerationSettings(**{**given, "seed": seed}) for seed in seeds]
+    seeds = _of_each("seed", "an integer", seeds.tolist() if isinstance(seeds, np.ndarray) else seeds, number)
+    grammars = _of_each("grammar", "one grammar", given.get("grammar"), number)
+    return [
+        GenerationSettings(**{**given, "seed": seed, "grammar": grammar})
+        for seed, grammar in zip(seeds, grammars, strict=True)
+    ]
+
+
+def _of_each(name: str, one: str, value: Any, number: int) -> Sequence[Any]:
+    """Return a value for each of several chats, or raise a ValueError."""
+    values = value if isinstance(value, (list, tuple)) else [value] * number
+    if len(values) != number:
+        raise ValueError(f"{name} must be {one}, or a list with one for each of {number} chats, got {len(values)}.")
+    return values
+
+
+def _require_grammar(value: Any) -> None:
+    """Raise a ValueError unless the value is of a kind that a grammar may have."""
+    is_regex = isinstance(value, re.Pattern) and isinstance(value.pattern, str)
+    if not (value is None or is_regex or isinstance(value, (dict, str))):
+        raise ValueError(
+            f"grammar must be a JSON schema (a dict), a regex (a re.Pattern of str), a Lark grammar (a str) or None, "
+            f"got {value!r:.60}."
+        )
 
 
 def _require_share(name: str, value: Any, *, above: bool = False) -> None:

@@ -12,10 +12,13 @@ from hypothesis import strategies as st
 import multipatch_jax as mp
 from multipatch_jax.generate import chunks
 from multipatch_jax.generate.engine import Engine, admit, release, start, step
+from multipatch_jax.generate.sampling import pack_ids
 from multipatch_jax.generate.settings import GenerationSettings
 
 ENGINE_ROWS, CAPACITY = 8, 1152
 LENGTHS = (1, 31, 32, 33, 90, 256, 257, 700)
+ALL = ~pack_ids((), 49280)
+FREE = np.stack([ALL] * ENGINE_ROWS)
 GREEDY, DRAWN = GenerationSettings(), GenerationSettings(temperature=1.0, top_p=0.9, repetition_penalty=1.3, seed=5)
 
 
@@ -36,25 +39,29 @@ def prompts():
     return [chance.integers(0, 49000, length).astype(np.int32) for length in LENGTHS]
 
 
-def admitted(params, engine, slots, row, prompt, settings, tokens=None):
+def admitted(params, engine, slots, row, prompt, settings, tokens=None, allowed=ALL):
     """The slots with a prompt in one of them, and the first token of its answer."""
     tokens = np.zeros((0, engine.text.hidden_size), np.float32) if tokens is None else tokens
     token = None
-    for chunk in chunks.prompt_chunks(engine, row, prompt, tokens, settings.sampling()):
+    for chunk in chunks.prompt_chunks(engine, row, prompt, tokens, settings.sampling(), allowed=allowed):
         slots, token = admit(params, slots, chunk, first=bool(chunk.start == 0), engine=engine)
     assert token is not None
     return slots, (token[0][0], token[1][0])
 
 
-def answers(params, engine, rows, settings, steps=6, slots=None):
-    """{row: (ids, logprobs)} of prompts {row: ids}, all of which are in slots at the same time."""
+def answers(params, engine, rows, settings, steps=6, slots=None, allowed=()):
+    """{row: (ids, logprobs)} of prompts {row: ids}, all of which are in slots at the same time.
+
+    `allowed` has the ids that all tokens of a row may have, for rows that may not have all.
+    """
+    words = {row: pack_ids(allowed[row], 49280) if row in allowed else ALL for row in range(ENGINE_ROWS)}
     slots = start(engine=engine) if slots is None else slots
     found = {row: [] for row in rows}
     for row, prompt in rows.items():
-        slots, token = admitted(params, engine, slots, row, prompt, settings)
+        slots, token = admitted(params, engine, slots, row, prompt, settings, allowed=words[row])
         found[row].append(token)
     for _ in range(steps):
-        slots, (ids, logprobs) = step(params, slots, engine=engine)
+        slots, (ids, logprobs) = step(params, slots, np.stack(list(words.values())), engine=engine)
         for row in rows:
             found[row].append((ids[row], logprobs[row]))
     return {row: np.array(jax.device_get(tokens), np.float64).T for row, tokens in found.items()}
@@ -69,13 +76,27 @@ def test_each_row_of_a_ragged_batch_is_what_it_is_alone(settings, params, engine
     assert len({tuple(one[0]) for one in together.values()}) == len(prompts)  # the answers differ from each other
 
 
+@pytest.mark.parametrize("settings", [GREEDY, DRAWN], ids=["greedy", "drawn"])
+def test_a_row_has_the_tokens_that_it_may_have_and_its_mates_are_free(settings, params, engine, prompts):
+    free = answers(params, engine, dict(enumerate(prompts)), settings)
+    allowed = {row: range(1000 * row, 1000 * row + 40) for row in (1, 4, 7)}
+    found = answers(params, engine, dict(enumerate(prompts)), settings, allowed=allowed)
+    for row in range(ENGINE_ROWS):
+        if row in allowed:
+            assert set(found[row][0]) <= set(allowed[row])
+            alone = answers(params, engine, {row: prompts[row]}, settings, allowed=allowed)
+            np.testing.assert_array_equal(alone[row], found[row])
+        else:
+            np.testing.assert_array_equal(found[row], free[row])
+
+
 def test_what_a_slot_held_before_is_never_seen(params, engine, prompts):
     """The columns that nothing may read hold large numbers here, and a longer chat's answer was in the slot before."""
     expected = answers(params, engine, {2: prompts[4]}, DRAWN)
     dirty = start(engine=engine)
     dirty = dirty._replace(cache=jax.tree.map(lambda x: jnp.full_like(x, 1e4), dirty.cache))
     dirty, _ = admitted(params, engine, dirty, 2, prompts[7], GREEDY)
-    dirty, _ = step(params, dirty, engine=engine)
+    dirty, _ = step(params, dirty, FREE, engine=engine)
     found = answers(params, engine, {2: prompts[4]}, DRAWN, slots=release(dirty, np.int32(2)))
     np.testing.assert_array_equal(found[2], expected[2])
 
@@ -94,7 +115,7 @@ def test_the_moves_leave_other_slots_as_they_are(params, engine, prompts):
     slots, _ = admitted(params, engine, slots, 5, prompts[6], GREEDY)
     for row in (1, 3):
         jax.tree.map(np.testing.assert_array_equal, rows(slots, row), before[row])
-    slots, _ = step(params, slots, engine=engine)
+    slots, _ = step(params, slots, FREE, engine=engine)
     jax.tree.map(np.testing.assert_array_equal, rows(slots, 3), before[3])
     assert int(slots.lengths[1]) == len(prompts[3]) + 1
 
@@ -118,9 +139,9 @@ def test_the_cache_is_donated_and_never_copied(params, engine):
     ids, tokens = np.zeros(32, np.int32), np.zeros((32, engine.text.hidden_size), np.float32)
     zero = np.array(0, np.int32)
     seen = np.zeros(engine.text.vocab_size, bool)
-    chunk = chunks.Chunk(zero, zero, zero, np.array(False), ids, tokens, seen, GREEDY.sampling())
+    chunk = chunks.Chunk(zero, zero, zero, np.array(False), ids, tokens, seen, GREEDY.sampling(), ALL)
     moves = {
-        "step": step.lower(params, slots, engine=engine),
+        "step": step.lower(params, slots, FREE, engine=engine),
         "first chunk": admit.lower(params, slots, chunk, first=True, engine=engine),
         "next chunk": admit.lower(params, slots, chunk, first=False, engine=engine),
         "release": release.lower(slots, zero),

@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import json
+import re
 import shutil
 from typing import Any
 
@@ -179,6 +180,12 @@ def mixed_requests(count: int, longest: int, seed: int) -> tuple[list[str], list
             "min_p": (None, 0.1),
             "repetition_penalty": (1.0, 1.2),
             "stop": ((), "q", ["q", "zz"]),
+            "grammar": (
+                None,
+                re.compile("[a-z]{3,}"),
+                {"type": "array", "items": {"enum": ["é", 1]}},
+                "start: /[0-9]+/",
+            ),
         }.items():
             setting[name] = values[chance.integers(len(values))]
         settings.append(setting)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.special import log_softmax, softmax
 from scipy.stats import chisquare
 
-from multipatch_jax.generate.sampling import Sampling, process_logits, sample
+from multipatch_jax.generate.sampling import Sampling, pack_ids, process_logits, sample
 
 NEUTRAL = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0, "seed": 0}
 MIXED = [  # one row each
@@ -139,6 +139,29 @@ def test_one_program_serves_every_mix_of_settings(compilations):
     assert compilations() == []
 
 
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 1000), density=st.sampled_from([0.05, 0.5, 1.0]))
+def test_what_is_not_allowed_has_no_probability_for_any_setting(seed, density):
+    """Ids are those of logits that are -inf there, and logprobs those of the model; a mate may be free."""
+    rng = np.random.default_rng(seed)
+    count = len(MIXED)
+    logits, seen = random_logits(seed, 2 * count, 257), rng.random((2 * count, 257)) < 0.3
+    positions, sampling = rng.integers(0, 2000, 2 * count).astype(np.int32), rows(*MIXED, *MIXED)
+    mask = rng.random(logits.shape) < density
+    mask[np.arange(2 * count), rng.integers(0, 257, 2 * count)] = True
+    mask[count:] = True
+    allowed = np.stack([pack_ids(np.flatnonzero(row), 257) for row in mask])
+    allowed[count:] = 2**32 - 1
+    ids, logprobs = map(np.asarray, sample(logits, sampling, positions, seen, allowed))
+    expected, _ = sample(np.where(mask, logits, -np.inf), sampling, positions, seen)
+    np.testing.assert_array_equal(ids, expected)
+    of_model = log_softmax(logits.astype(float), axis=-1)[np.arange(2 * count), ids]
+    np.testing.assert_allclose(logprobs, of_model, atol=1e-5)
+    free = sample(logits, sampling, positions, seen)
+    np.testing.assert_array_equal(ids[count:], np.asarray(free[0])[count:])
+    np.testing.assert_array_equal(logprobs[count:], np.asarray(free[1])[count:])
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Single values.
 
@@ -196,3 +219,14 @@ def test_a_row_without_usable_logits_gives_no_id_and_its_mates_give_theirs():
         usable = np.setdiff1d(np.arange(8), broken)
         np.testing.assert_array_equal(ids[usable], np.asarray(whole)[usable])
         assert np.isfinite(logprobs[usable]).all()
+
+
+def test_a_row_whose_allowed_tokens_have_no_probability_gives_no_id():
+    logits = random_logits(8, 3, 40)
+    logits[1, :35] = -np.inf
+    allowed = np.stack([pack_ids(ids, 40) for ids in ((3, 4), (3, 4), (3, 39))])
+    for setting in MIXED:
+        ids, _ = sample(logits, rows(*[setting] * 3), np.arange(3, dtype=np.int32), np.zeros((3, 40), bool), allowed)
+        assert ids[0] in (3, 4)
+        assert ids[1] == -1
+        assert ids[2] in (3, 39)

@@ -47,6 +47,15 @@ def test_numbers_of_numpy_and_one_stop_are_taken():
         ({"stop": None}, "stop must be a text or a list of texts, none of them empty, got None."),
         ({"stop": b"x"}, "stop must be a text or a list of texts, none of them empty, got b'x'."),
         ({"should_stop": "x"}, "should_stop must be a function (text) -> bool or None, got 'x'."),
+        (
+            {"grammar": 3},
+            "grammar must be a JSON schema (a dict), a regex (a re.Pattern of str), a Lark grammar (a str) or",
+        ),
+        (
+            {"grammar": re.compile(b"a")},
+            "grammar must be a JSON schema (a dict), a regex (a re.Pattern of str), a Lark",
+        ),
+        ({"grammar": ["a"]}, "grammar must be one grammar, or a list with one for each of 2 chats, got 1."),
         ({"temprature": 1}, "Unknown setting 'temprature': the settings are max_new_tokens, temperature, top_k,"),
         ({"seed": [1, 2, 3]}, "seed must be an integer, or a list with one for each of 2 chats, got 3."),
         ({"seed": [1, -1]}, "seed must be an integer from 0 to 2147483647, got -1."),
@@ -64,6 +73,12 @@ def test_a_seed_is_for_every_chat_or_one_for_each():
         found = settings_of_chats(3, {"seed": seeds, "top_k": 2})
         assert [one.seed for one in found] == [3, 4, 5]
         assert {one.top_k for one in found} == {2}
+
+
+def test_a_grammar_is_for_every_chat_or_one_for_each():
+    assert [one.grammar for one in settings_of_chats(2, {"grammar": {"type": "null"}})] == [{"type": "null"}] * 2
+    grammars = [None, "start: /a/", re.compile("a")]
+    assert [one.grammar for one in settings_of_chats(3, {"grammar": grammars})] == grammars
 
 
 def test_sampling_has_the_neutral_value_of_what_is_off():
