@@ -128,7 +128,7 @@ def check_array(name: str, array: Any, shape: tuple[str | int, ...], dtype: Any)
       array: what the user passed; only its `shape` and `dtype` are read, so a traced array can be checked too.
       shape: one entry per axis. A number is the exact size. A letter stands for any size of at least 1, and the same
         letter stands for the same size.
-      dtype: a NumPy type, or `np.floating` for any floating-point type (bfloat16 included), `np.integer` for any integer.
+      dtype: a NumPy type, or `np.floating` for any floating-point type (bfloat16 included), or `np.integer`.
 
     Raises:
       ValueError: the array does not fit, or an axis has size 0. The message gives the expected and the actual shape.

@@ -32,8 +32,8 @@ def chat_batch(
       images: as in a call of `Processor`.
       config: the model's.
       processor: of the same checkpoint.
-      length: tokens of a row, S. Longer chats lose their end, shorter ones are padded on the right. None is the length
-        of the longest chat.
+      length: tokens of a row, S; chats are padded on the right. None is the length of the longest chat. No chat is cut:
+        an answer without its end would not teach the model to stop.
       num_tiles: tiles of a row, N. Rows with fewer tiles get blank ones, which are encoded for nothing. None is the
         largest number of a row.
 
@@ -42,24 +42,25 @@ def chat_batch(
       and "tiles", (B, N, M, M, 3) uint8.
 
     Raises:
-      ValueError: as `Processor`; or a chat has no answer, or none within `length` tokens; or the images of a chat are
-        more than `num_tiles` tiles; or rows need padding and there is no pad token.
+      ValueError: as `Processor`; or a chat has no answer, more than `length` tokens, or images of more than `num_tiles`
+        tiles; or rows need padding and there is no pad token.
       ImageError, FileNotFoundError: as `Processor`.
     """
     require_type("processor", processor, Processor)
     require_type("config", config, ModelConfig)
     length = None if length is None else require_positive("length", length, "tokens", or_none=True)
     num_tiles = None if num_tiles is None else require_integer("num_tiles", num_tiles, 0)
-    options: dict[str, Any] = {"config": config, "padding_side": "right", "max_length": length}
-    inputs = processor(chats, images, **options)
+    inputs = processor(chats, images, config=config, padding_side="right", add_generation_prompt=False)
     answers = np.zeros_like(inputs.input_ids) if inputs.assistant_mask is None else inputs.assistant_mask
-    for index, answer in enumerate(answers):
+    for index, (answer, real) in enumerate(zip(answers, inputs.attention_mask.sum(axis=1), strict=True)):
         if not answer.any():
             raise ValueError(
                 f"Each chat must have an answer to learn, and chat {index} has none: end it with a message of the "
-                f"assistant, make length={length} larger if it was cut off, and mark answers with "
-                f"{{% generation %}} if the template does not write a chat message by message."
+                f"assistant, and mark answers with {{% generation %}} if the template does not write a chat message by "
+                f"message."
             )
+        if length is not None and real > length:
+            raise ValueError(f"A chat must have at most length={length} tokens, got {real} in chat {index}: raise it.")
     tiles = _tiles_of_rows(inputs, config, num_tiles)
     padding = 0 if length is None else length - inputs.input_ids.shape[1]
     if padding and processor.pad_token_id is None:

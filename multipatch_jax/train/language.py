@@ -65,7 +65,9 @@ def language_model_loss(
         packed = jax.vmap(lambda *row: _pack_row(*row, config.image_token_id))(jnp.asarray(ids), packed, tokens)
     hidden = text_features(params, packed, config=config, attention_mask=mask, compute=compute)
     kernel = params["text_model"]["layers"]["self_attn"]["q_proj"]["kernel"]
-    total = _cross_entropy(params, hidden[:, :-1], labels[:, 1:], config.text, resolve_compute(compute, str(kernel.dtype)))
+    total = _cross_entropy(
+        params, hidden[:, :-1], labels[:, 1:], config.text, resolve_compute(compute, str(kernel.dtype))
+    )
     return total, jnp.sum(labels[:, 1:] != IGNORED).astype(jnp.float32)
 
 

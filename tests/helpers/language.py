@@ -12,7 +12,7 @@ def language_batch(
     config: mp.ModelConfig, rows: int, length: int, num_tiles: int, seed: int = 0, side: str = "right"
 ) -> dict[str, np.ndarray]:
     """Rows of random ids, each with other numbers of images, of padding and of labelled tokens than the others."""
-    assert config.text is not None and config.image_token_id is not None
+    assert config.text is not None
     chance, size = np.random.default_rng(seed), config.tiling.tile_size
     ids = chance.integers(3, config.image_token_id, (rows, length), dtype=np.int32)
     mask, answers = np.ones_like(ids), np.zeros_like(ids)
@@ -23,9 +23,7 @@ def language_batch(
         answers[row, length - padding - 3 - row :] = 1
         if side == "left":
             ids[row], mask[row], answers[row] = (np.roll(x, padding) for x in (ids[row], mask[row], answers[row]))
-    labels = mp.text.labels_for(
-        ids, image_token_id=config.image_token_id, attention_mask=mask, assistant_mask=answers
-    )
+    labels = mp.text.labels_for(ids, image_token_id=config.image_token_id, attention_mask=mask, assistant_mask=answers)
     tiles = chance.integers(0, 256, (rows, num_tiles, size, size, 3), np.uint8)
     return {"input_ids": ids, "attention_mask": mask, "labels": np.array(labels), "tiles": tiles}
 

@@ -1,4 +1,4 @@
-"""The language model's loss and its gradients are PyTorch's, through decoder, connector and tower, however it is run."""
+"""The language model's loss and its gradients are PyTorch's, through decoder, connector and tower."""
 
 import dataclasses
 import re
@@ -168,10 +168,16 @@ def test_what_does_not_fit_makes_the_loss_nan(model):
     ("change", "message"),
     [
         ({"config": dataclasses.replace(TINY, text=None)}, "needs a language model with logits, got .* text=NoneType"),
-        ({"config": dataclasses.replace(TINY, embedding_size=8)}, "needs a language model with logits, got .* and embedding_size=8"),
+        (
+            {"config": dataclasses.replace(TINY, embedding_size=8)},
+            "needs a language model with logits, got .* and embedding_size=8",
+        ),
         ({"batch": {"tiles": 1}}, r"must have input_ids, attention_mask, labels, tiles, .* got \['tiles'\]"),
         ({"batch": small(labels=np.zeros((2, 23), int))}, r"labels must be integers of shape \(2, 24\)"),
-        ({"batch": small(tiles=np.zeros((4, 64, 64, 3), np.uint8))}, r"tiles must be uint8 of shape \(2, N, 64, 64, 3\)"),
+        (
+            {"batch": small(tiles=np.zeros((4, 64, 64, 3), np.uint8))},
+            r"tiles must be uint8 of shape \(2, N, 64, 64, 3\)",
+        ),
     ],
 )
 def test_wrong_arguments_are_refused(change, message, model):
@@ -189,15 +195,14 @@ def test_params_without_a_decoder_are_refused_by_the_step(tiny):
 
 def test_twenty_and_twenty_steps_are_forty_bit_for_bit(model, tmp_path):
     """A run of the whole model that is stopped and resumed, by a program of its own, ends as one that was not."""
+
     def batch_at(step):
         rows = mp.train.batch_indices(step, num_examples=6, batch_size=2, seed=1)
         return {name: values[rows] for name, values in language_batch(TINY, 6, 24, 2).items()}
 
     def run(folder, num_steps):
         optimizer = optax.adamw(1e-3, mask=mp.params.kernel_mask)
-        step = mp.train.make_train_step(
-            language_loss(TINY), optimizer, config=TINY, trainable="all", max_norm=1.0
-        )
+        step = mp.train.make_train_step(language_loss(TINY), optimizer, config=TINY, trainable="all", max_norm=1.0)
         with mp.train.TrainCheckpoints(tmp_path / folder, TINY) as checkpoints:
             state = mp.train.init_train_state(model.params, optimizer, trainable="all", rng=jax.random.key(1))
             first = int((state := checkpoints.restore(state)).step)
