@@ -22,9 +22,8 @@ def add_lora(rng: jax.Array, params: Params, *, kernels: str = "(q_proj|v_proj)/
     Args:
       kernels: a regex that is searched in the paths of kernels, to choose those to correct: "^(text_model|connector)/"
         for all of decoder and connector. The default takes those of the tower and, if it is there, of the decoder,
-        which have the same names. Their shape is (in, out),
-        or (layers, in, out) where layers are stacked. The patch embedding has a kernel of another shape, so it is never
-        chosen.
+        which have the same names. Their shape is (in, out), or (layers, in, out) where layers are stacked. The patch
+        embedding has a kernel of another shape, so it is never chosen.
       rank: at least 1, and at most the smaller of in and out of every chosen kernel.
 
     Raises:

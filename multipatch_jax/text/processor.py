@@ -41,9 +41,9 @@ class TextInputs(NamedTuple):
       plans: the plan of each of the images.
       videos: the pixels of the frames of each video, in the order of their places in the texts.
       order: "image" or "video" for each of them, in the order of their places in the texts.
-      assistant_mask: (B, S), 1 for what the assistant says: tokens within `{% generation %}` of the chat template or, if
-        the template lacks that tag, the answers of each chat that ends with one (see `answers.py`). None if no text is
-        such a chat.
+      assistant_mask: (B, S), 1 for what the assistant says: tokens within `{% generation %}` of the chat template or,
+        if the template lacks that tag, the answers of each chat that ends with one (see `answers.py`). None if no text
+        is such a chat.
     """
 
     input_ids: Int32[np.ndarray, "B S"]

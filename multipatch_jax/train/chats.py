@@ -10,6 +10,7 @@ from multipatch_jax.arguments import require_integer, require_positive, require_
 from multipatch_jax.config import ModelConfig
 from multipatch_jax.image import tile_image_host
 from multipatch_jax.text import Chat, Processor, TextInputs, frame_config, labels_for
+from multipatch_jax.train.language import IGNORED
 
 
 def chat_batch(
@@ -48,8 +49,10 @@ def chat_batch(
     """
     require_type("processor", processor, Processor)
     require_type("config", config, ModelConfig)
-    length = None if length is None else require_positive("length", length, "tokens", or_none=True)
-    num_tiles = None if num_tiles is None else require_integer("num_tiles", num_tiles, 0)
+    if length is not None:
+        require_positive("length", length, "tokens", or_none=True)
+    if num_tiles is not None:
+        require_integer("num_tiles", num_tiles, 0)
     inputs = processor(chats, images, config=config, padding_side="right", add_generation_prompt=False)
     answers = np.zeros_like(inputs.input_ids) if inputs.assistant_mask is None else inputs.assistant_mask
     for index, (answer, real) in enumerate(zip(answers, inputs.attention_mask.sum(axis=1), strict=True)):
@@ -81,7 +84,7 @@ def chat_batch(
     return {
         "input_ids": padded(inputs.input_ids, processor.pad_token_id or 0),
         "attention_mask": padded(inputs.attention_mask, 0),
-        "labels": padded(labels, -100),
+        "labels": padded(labels, IGNORED),
         "tiles": tiles,
     }
 
