@@ -6,11 +6,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from multipatch_jax.arguments import require_integer, require_positive, require_type
+from multipatch_jax.arguments import require_integer, require_type
 from multipatch_jax.config import ModelConfig
 from multipatch_jax.image import tile_image_host
 from multipatch_jax.text import Chat, Processor, TextInputs, frame_config, labels_for
 from multipatch_jax.train.language import IGNORED
+
+MOST_TOKENS, MOST_TILES = 2**20, 1024  # of a row
 
 
 def chat_batch(
@@ -50,9 +52,9 @@ def chat_batch(
     require_type("processor", processor, Processor)
     require_type("config", config, ModelConfig)
     if length is not None:
-        require_positive("length", length, "tokens", or_none=True)
+        require_integer("length", length, 1, MOST_TOKENS)
     if num_tiles is not None:
-        require_integer("num_tiles", num_tiles, 0)
+        require_integer("num_tiles", num_tiles, 0, MOST_TILES)
     inputs = processor(chats, images, config=config, padding_side="right", add_generation_prompt=False)
     answers = np.zeros_like(inputs.input_ids) if inputs.assistant_mask is None else inputs.assistant_mask
     for index, (answer, real) in enumerate(zip(answers, inputs.attention_mask.sum(axis=1), strict=True)):

@@ -56,6 +56,8 @@ def language_model_loss(
             f"The loss needs a language model with logits, got a config with text={type(config.text).__name__} and "
             f"embedding_size={config.embedding_size}: take a checkpoint that has a language model and its lm_head."
         )
+    if encode is not None and not callable(encode):
+        raise ValueError(f"encode must be a function (params, tiles) or None, got {type(encode).__name__}.")
     ids, mask, labels, tiles = _arrays(batch, config)
     packed = embed_tokens(params, ids)
     if tiles.shape[1]:
@@ -74,7 +76,8 @@ def language_model_loss(
 def _arrays(batch: Mapping[str, Any], config: ModelConfig) -> tuple[Any, ...]:
     names = ("input_ids", "attention_mask", "labels", "tiles")
     if not isinstance(batch, Mapping) or not set(names) <= batch.keys():
-        raise ValueError(f"A batch must have {', '.join(names)}, as chat_batch makes it, got {list(batch)!r:.100}.")
+        found = f"a dict of {sorted(map(str, batch))}" if isinstance(batch, Mapping) else type(batch).__name__
+        raise ValueError(f"A batch must have {', '.join(names)}, as chat_batch makes it, got {found:.200}.")
     ids, mask, labels, tiles = (batch[name] for name in names)
     check_array("input_ids", ids, ("B", "S"), np.integer)
     check_array("labels", labels, tuple(ids.shape), np.integer)

@@ -89,8 +89,8 @@ def test_the_loss_takes_a_batch_of_texts_alone(model):
         ([CHATS[1]] * 2, {"length": 20}, r"must have at most length=20 tokens, got \d+ in chat 0: raise it"),
         ([CHATS[0]], {"num_tiles": 3}, r"must be at most num_tiles=3 tiles, got \d+ in chat 0"),
         ([CHATS[0]], {"length": 30}, r"must have at most length=30 tokens, got \d+ in chat 0"),
-        ([CHATS[1]], {"length": 0}, "length must be a positive number of tokens"),
-        ([CHATS[1]], {"num_tiles": -1}, "num_tiles must be an integer of at least 0"),
+        ([CHATS[1]], {"length": 0}, "length must be an integer from 1 to 1048576, got 0"),
+        ([CHATS[1]], {"num_tiles": -1}, "num_tiles must be an integer from 0 to 1024, got -1"),
         ([CHATS[1]], {"processor": None}, "processor must be a Processor"),
     ],
 )

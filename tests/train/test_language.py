@@ -172,7 +172,7 @@ def test_what_does_not_fit_makes_the_loss_nan(model):
             {"config": dataclasses.replace(TINY, embedding_size=8)},
             "needs a language model with logits, got .* and embedding_size=8",
         ),
-        ({"batch": {"tiles": 1}}, r"must have input_ids, attention_mask, labels, tiles, .* got \['tiles'\]"),
+        ({"batch": {"tiles": 1}}, r"must have input_ids, attention_mask, labels, tiles, .* got a dict of \['tiles'\]"),
         ({"batch": small(labels=np.zeros((2, 23), int))}, r"labels must be integers of shape \(2, 24\)"),
         (
             {"batch": small(tiles=np.zeros((4, 64, 64, 3), np.uint8))},
