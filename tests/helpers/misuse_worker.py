@@ -97,7 +97,7 @@ def cases(folder: Path) -> list[tuple[Any, dict[str, Any]]]:
                                              "positives": None}),
         (mp.train.chat_batch, {"chats": [chat], "images": (), "config": TINY_SMOLVLM, "processor": talker["processor"],
                                "length": None, "num_tiles": None}),
-        (mp.train.language_model_loss, decoder | {"batch": language_batch(TINY, 1, 12, 1), "rng": None, "encode": None,
+        (mp.train.language_model_loss, decoder | {"batch": language_batch(TINY, 1, 12, 1), "rng": None,
                                                   "compute": mp.Compute()}),
         (mp.Compute, {"dtype": None, "attention": "auto", "encoder": "auto", "precision": None, "remat": False}),
         (mp.plot.token_at, {"plan": plan, "y": 3, "x": 4, "config": TINY}),
