@@ -1,6 +1,7 @@
 """Answers found from a chat's structure are those that the reference marks by `{% generation %}` in a like template."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -97,7 +98,8 @@ def test_a_template_that_writes_a_chat_in_another_order_gives_none(template, mod
 
 def test_labels_without_any_answer_are_refused():
     ids, mask = np.full((2, 5), 7), np.ones((2, 5), int)
-    for arguments in ({"assistant_mask": 0 * mask}, {"attention_mask": 0 * mask}, {"image_token_id": 7}):
+    cases: list[dict[str, Any]] = [{"assistant_mask": 0 * mask}, {"attention_mask": 0 * mask}, {"image_token_id": 7}]
+    for arguments in cases:
         with pytest.raises(ValueError, match="must have something to learn, and all 10 of these are images, padding"):
             mp.text.labels_for(ids, **{"image_token_id": 9} | arguments)
     assert (np.asarray(mp.text.labels_for(ids, image_token_id=9, assistant_mask=mask)) == 7).all()

@@ -2,6 +2,7 @@
 
 import functools
 import time
+from typing import Any
 
 import jax
 import optax
@@ -48,7 +49,7 @@ def answers(folder, count):
 @torch.no_grad()
 def their_answers(folder, count):
     """Those of transformers, from the same folder."""
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
     config, ours = mp.from_pretrained(folder)[0], mp.Processor.from_pretrained(folder)
     processor, _ = reference_processor(make_tokenizer(), config)
     found = []
@@ -68,7 +69,7 @@ def test_a_few_steps_make_it_better_and_transformers_answers_alike(tmp_path):
 
 @pytest.mark.slow
 def test_it_learns_the_colours(tmp_path):
-    """In a minute on two cores, compilation included; the bound of two minutes is told, not asserted."""
+    """In a minute on two cores, compilation included; the time is printed, not asserted."""
     folder = make_colour_model(tmp_path / "model").folder
     start = time.perf_counter()
     losses = learn(folder, tmp_path / "out", steps=120)
