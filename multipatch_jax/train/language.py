@@ -1,6 +1,7 @@
 """The language model's loss on chats with images, from tiles to the cross entropy of the answers' tokens."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -24,7 +25,7 @@ def language_model_loss(
     params: Params,
     batch: Mapping[str, Any],
     rng: Any = None,
-    encode: Any = None,
+    encode: Callable[[Params, jax.Array], jax.Array] | None = None,
     *,
     config: ModelConfig,
     compute: Compute = Compute(),
@@ -64,7 +65,7 @@ def language_model_loss(
         flat = tiles.reshape(-1, *tiles.shape[2:])
         tokens = encode(params, flat) if encode else encode_tiles(params, flat, config=config, compute=compute)
         tokens = tokens.reshape(len(tiles), -1, tokens.shape[-1])
-        packed = jax.vmap(lambda *row: _pack_row(*row, config.image_token_id))(jnp.asarray(ids), packed, tokens)
+        packed = jax.vmap(functools.partial(_pack_row, image_token_id=config.image_token_id))(ids, packed, tokens)
     hidden = text_features(params, packed, config=config, attention_mask=mask, compute=compute)
     kernel = params["text_model"]["layers"]["self_attn"]["q_proj"]["kernel"]
     total = _cross_entropy(
@@ -87,7 +88,7 @@ def _arrays(batch: Mapping[str, Any], config: ModelConfig) -> tuple[Any, ...]:
     return ids, mask, labels, tiles
 
 
-def _pack_row(ids: Any, embeddings: Any, tokens: Any, image_token_id: int) -> Float[Array, "S D"]:
+def _pack_row(ids: Any, embeddings: Any, tokens: Any, *, image_token_id: int) -> Float[Array, "S D"]:
     """Put as many of a row's visual tokens as it has places into them; the others are those of padding."""
     places = jnp.sum(ids == image_token_id)
     return pack(ids[None], embeddings[None], tokens, image_token_id=image_token_id, num_tokens=places)[0]

@@ -13,6 +13,7 @@ def language_batch(
 ) -> dict[str, np.ndarray]:
     """Rows of random ids, each with other numbers of images, of padding and of labelled tokens than the others."""
     assert config.text is not None
+    assert config.text.pad_token_id is not None
     chance, size = np.random.default_rng(seed), config.tiling.tile_size
     ids = chance.integers(3, config.image_token_id, (rows, length), dtype=np.int32)
     mask, answers = np.ones_like(ids), np.zeros_like(ids)

@@ -99,7 +99,8 @@ def test_a_template_that_writes_a_chat_in_another_order_gives_none(template, mod
 def test_labels_without_any_answer_are_refused():
     ids, mask = np.full((2, 5), 7), np.ones((2, 5), int)
     cases: list[dict[str, Any]] = [{"assistant_mask": 0 * mask}, {"attention_mask": 0 * mask}, {"image_token_id": 7}]
+    options: dict[str, Any] = {"image_token_id": 9}
     for arguments in cases:
         with pytest.raises(ValueError, match="must have something to learn, and all 10 of these are images, padding"):
-            mp.text.labels_for(ids, **{"image_token_id": 9} | arguments)
+            mp.text.labels_for(ids, **options | arguments)
     assert (np.asarray(mp.text.labels_for(ids, image_token_id=9, assistant_mask=mask)) == 7).all()
