@@ -128,7 +128,7 @@ def check_array(name: str, array: Any, shape: tuple[str | int, ...], dtype: Any)
       array: what the user passed; only its `shape` and `dtype` are read, so a traced array can be checked too.
       shape: one entry per axis. A number is the exact size. A letter stands for any size of at least 1, and the same
         letter stands for the same size.
-      dtype: a NumPy type, or `np.floating` for any floating-point type (bfloat16 included).
+      dtype: a NumPy type, or `np.floating` for any floating-point type (bfloat16 included), or `np.integer`.
 
     Raises:
       ValueError: the array does not fit, or an axis has size 0. The message gives the expected and the actual shape.
@@ -145,8 +145,9 @@ def check_array(name: str, array: Any, shape: tuple[str | int, ...], dtype: Any)
     hint = ""
     if len(found) >= 3 and found[-3] == 3 and found[-1] != 3:
         hint = " Channels come last here: np.moveaxis(x, -3, -1)."
+    kinds = {np.floating: "floating", np.integer: "integers"}
     raise ValueError(
-        f"{name} must be {np.dtype(dtype).name if dtype is not np.floating else 'floating'} of shape "
+        f"{name} must be {kinds.get(dtype) or np.dtype(dtype).name} of shape "
         f"({', '.join(map(str, shape))}), got {found_dtype} of shape {found}.{hint}"
     )
 

@@ -1,8 +1,8 @@
 """LoRA: a low-rank correction of chosen kernels, kept beside the params in a tree of its own and merged into them.
 
 `params["lora"]` has the path of each corrected kernel, and under it two factors: `a` (..., in, rank) and `b`
-(..., rank, out). The train step merges them into the kernels before every forward pass, so the tower needs no code for
-LoRA. `export_hf` merges them too.
+(..., rank, out). The train step merges them into the kernels before every forward pass, so tower, connector and decoder
+need no code for LoRA. `export_hf` merges them too.
 """
 
 import jax
@@ -20,9 +20,10 @@ def add_lora(rng: jax.Array, params: Params, *, kernels: str = "(q_proj|v_proj)/
     product a b is not scaled (the paper's alpha equals the rank), because the learning rate has the same effect.
 
     Args:
-      kernels: a regex that is searched in the paths of kernels, to choose those to correct. Their shape is (in, out),
-        or (layers, in, out) where layers are stacked. The patch embedding has a kernel of another shape, so it is never
-        chosen.
+      kernels: a regex that is searched in the paths of kernels, to choose those to correct: "^(text_model|connector)/"
+        for all of decoder and connector. The default takes those of the tower and, if it is there, of the decoder,
+        which have the same names. Their shape is (in, out), or (layers, in, out) where layers are stacked. The patch
+        embedding has a kernel of another shape, so it is never chosen.
       rank: at least 1, and at most the smaller of in and out of every chosen kernel.
 
     Raises:

@@ -22,18 +22,20 @@ AXES = ("data", "fsdp", "tensor")
 BATCH = PartitionSpec(("data", "fsdp"))
 Rules = Sequence[tuple[str, PartitionSpec]]
 _MATRICES = ("kernel", "embedding")
+_PARTS = ("vision_model/", "connector/", "text_model/", "lm_head/")  # whose modules cast their matrices
 # The first regex that is found in an array's path decides; an array that no regex matches is copied to every device.
 # The paths of optimiser state contain those of the params. Kernels of layers are stacked: (layer, in, out).
 # `tensor` divides as Megatron-LM does: of two matmuls in a row, the first is split by its outputs and the second by its
 # inputs, so that one all-reduce after the second is enough.
 RULES: Rules = (
-    (r"(q_proj|k_proj|v_proj|fc1)/kernel", PartitionSpec(None, "fsdp", "tensor")),
+    (r"(q_proj|k_proj|v_proj|fc1|gate_proj|up_proj)/kernel", PartitionSpec(None, "fsdp", "tensor")),
     (r"(q_proj|k_proj|v_proj|fc1)/bias", PartitionSpec(None, "tensor")),
-    (r"(out_proj|fc2)/kernel", PartitionSpec(None, "tensor", "fsdp")),
+    (r"(out_proj|fc2|o_proj|down_proj)/kernel", PartitionSpec(None, "tensor", "fsdp")),
     (r"patch_embedding/kernel", PartitionSpec(None, None, None, "fsdp")),
     (r"position_embedding/embedding", PartitionSpec(None, "fsdp")),
     (r"modality_projection/proj/kernel", PartitionSpec("fsdp", "tensor")),
-    (r"embed_tokens/embedding", PartitionSpec("tensor", "fsdp")),
+    (r"embed_tokens/embedding", PartitionSpec("tensor", "fsdp")),  # by ids, as the logits are
+    (r"lm_head/kernel", PartitionSpec("fsdp", "tensor")),
 )
 
 
@@ -114,14 +116,14 @@ def gather_fsdp(params: dict[str, Any], mesh: Mesh, rules: Rules = RULES, dtype:
     backward pass computes layers again (remat).
 
     Args:
-      dtype: the dtype of the computation. Kernels and embeddings of the tower and connector are cast to it before they
-        are sent (the modules would cast them anyway), and their gradients come back in it. All other params keep their
-        dtype, and None keeps that of all.
+      dtype: the dtype of the computation. Kernels and embeddings of tower, connector and decoder are cast to it before
+        they are sent (the modules would cast them anyway), and their gradients come back in it. All other params keep
+        their dtype, and None keeps that of all.
     """
 
     def one(keys, x):
         path = _path(keys)
-        if dtype is not None and path.startswith(("vision_model/", "connector/")) and path.endswith(_MATRICES):
+        if dtype is not None and path.startswith(_PARTS) and path.endswith(_MATRICES):
             x = x.astype(dtype)
         spec = PartitionSpec(*(None if side == "fsdp" else side for side in spec_for(path, x.shape, mesh, rules)))
         return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))

@@ -5,15 +5,22 @@ import jax
 from multipatch_jax.arguments import require_pattern, require_tree, require_type
 from multipatch_jax.params.tree import Params, flatten, unflatten
 
-SUBTREES = {"connector": "^connector/", "vision": "^vision_model/", "lora": "^lora/", "all": ""}
+SUBTREES = {
+    "connector": "^connector/",
+    "vision": "^vision_model/",
+    "text": "^(text_model|lm_head|linear)/",
+    "lora": "^lora/",
+    "all": "",
+}
 
 
 def split_params(params: Params, trainable: str) -> tuple[Params, Params]:
     """Split params into (trained, frozen), two nested dicts that together have every parameter once.
 
     Args:
-      trainable: "connector", "vision", "lora" (see `add_lora`), "all", or a regex. A parameter is trained if the regex
-        is found anywhere in its path, such as "vision_model/encoder/layers/self_attn/q_proj/kernel".
+      trainable: "connector", "vision", "text" (the language model with its embeddings and its head), "lora" (see
+        `add_lora`), "all", or a regex. A parameter is trained if the regex is found anywhere in its path, such as
+        "vision_model/encoder/layers/self_attn/q_proj/kernel".
 
     Raises:
       ValueError: the regex is found in no path, so nothing would be trained.

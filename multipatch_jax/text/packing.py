@@ -216,7 +216,8 @@ def labels_for(
       ignore_index: the label of positions without a loss.
 
     Raises:
-      ValueError: an argument is not of integers, or a mask has another shape than `input_ids`.
+      ValueError: an argument is not of integers, a mask has another shape than `input_ids`, or no label is left. Inside
+        your own jit no error can depend on values; there such labels are all `ignore_index`.
     """
     _check_integers("input_ids", input_ids)
     require_integer("image_token_id", image_token_id, 0, 2**31 - 1)
@@ -235,4 +236,9 @@ def labels_for(
     for mask in masks.values():
         if mask is not None:
             ignored |= jnp.asarray(mask) == 0
+    if not _is_traced(ignored) and ignored.all():
+        raise ValueError(
+            f"Labels must have something to learn, and all {ids.size} of these are images, padding or outside of "
+            f"answers: give chats that end with an answer of the assistant, and cut none of it with max_length."
+        )
     return jnp.where(ignored, ignore_index, ids)

@@ -17,6 +17,7 @@ from jaxtyping import Int32, UInt8
 from multipatch_jax.arguments import require_positive, require_type
 from multipatch_jax.config import ModelConfig
 from multipatch_jax.image import TilePlan, load_image, plan_tiles
+from multipatch_jax.text.answers import answer_spans
 from multipatch_jax.text.chat import VIDEO_TEMPLATE, read_template
 from multipatch_jax.text.folder import SIDES, download, read_settings, read_tokenizer
 from multipatch_jax.text.messages import NEXT, Chat, Messages, check_keys, read_messages
@@ -24,7 +25,7 @@ from multipatch_jax.text.packing import pad
 from multipatch_jax.text.places import Rendered, render_whole
 from multipatch_jax.text.prompt import IMAGE
 from multipatch_jax.text.sample import Sample, tokenize
-from multipatch_jax.text.template import render
+from multipatch_jax.text.template import Spans, render
 from multipatch_jax.text.video import VIDEO
 
 VIDEO_TOKENS = ("<|im_start|>", "<end_of_utterance>")  # VIDEO_TEMPLATE is for tokenizers that have them
@@ -40,8 +41,9 @@ class TextInputs(NamedTuple):
       plans: the plan of each of the images.
       videos: the pixels of the frames of each video, in the order of their places in the texts.
       order: "image" or "video" for each of them, in the order of their places in the texts.
-      assistant_mask: (B, S), 1 for tokens within `{% generation %}` of the chat template: what the assistant says. None
-        if no text is a chat whose template has that tag.
+      assistant_mask: (B, S), 1 for what the assistant says: tokens within `{% generation %}` of the chat template or,
+        if the template lacks that tag, the answers of each chat that ends with one (see `answers.py`). None if no text
+        is such a chat.
     """
 
     input_ids: Int32[np.ndarray, "B S"]
@@ -240,7 +242,17 @@ class Processor:
             return Sample(text, [NEXT] * text.count(IMAGE), [], None)
         messages = read_messages(text)
         rendered = self._render(messages, add_generation_prompt)
-        return Sample(rendered.text, rendered.images, messages.videos, rendered.spans)
+        spans = rendered.spans
+        if spans is None and messages.plain[-1]["role"] == "assistant":
+            spans = self._answer_spans(rendered.text, messages)
+        return Sample(rendered.text, rendered.images, messages.videos, spans)
+
+    def _answer_spans(self, text: str, messages: Messages) -> Spans | None:
+        def render(plain, add_generation_prompt):
+            return self._render(dataclasses.replace(messages, plain=plain), add_generation_prompt).text
+
+        added = self.tokenizer.get_added_tokens_decoder().values()
+        return answer_spans(text, messages.plain, render, [token.content for token in added if token.special])
 
 
 def _check_switch(add_generation_prompt: Any) -> None:

@@ -32,7 +32,8 @@ from multipatch_jax.params import (
 )
 
 Encode = Callable[[Params, jax.Array], jax.Array]
-LossFn = Callable[[Params, Any, jax.Array, Encode], jax.Array]
+Loss = jax.Array | tuple[jax.Array, jax.Array]
+LossFn = Callable[[Params, Any, jax.Array, Encode], Loss]
 
 
 class TrainState(NamedTuple):
@@ -121,15 +122,17 @@ def make_train_step(
     Args:
       loss_fn: pure function (params, batch, rng, encode) -> scalar loss. `rng` is a new key for every step and piece.
         `encode(params, tiles)` runs tower and connector on uint8 tiles (N, M, M, 3), returns tokens (N, T, D), and can
-        be differentiated with respect to params. The loss must be a mean over the batch, so that averaging over the
-        pieces of `accumulate` is right.
+        be differentiated with respect to params. The loss must be a mean over the rows of the batch, so that averaging
+        over the pieces of `accumulate` is right; or it is a pair (total, count), as of `language_model_loss`, where
+        the mean total / count is taken over all pieces, however many each of them counts.
       optimizer: an optax transformation.
       config: the model's config.
       compute: how to compute. With `Compute(dtype="bfloat16")` the forward and backward pass compute in bfloat16, while
         trained params and optimiser state stay float32. With `Compute(remat=True)` the backward pass computes each
         layer's activations again, instead of keeping those of all layers.
-      trainable: "connector", "vision", "lora", "all", or a regex that is searched in the paths of params. Only the
-        params it selects are differentiated; the others cost neither gradients nor optimiser state.
+      trainable: "connector", "vision", "text", "lora", "all", or a regex that is searched in the paths of params (see
+        `mp.params.split_params`). Only the params it selects are differentiated; the others cost neither gradients nor
+        optimiser state.
       accumulate: number of pieces that a batch is cut into. They run one after another, and their gradients are
         averaged in float32. A contrastive loss sees only the pairs within a piece.
       max_norm: if not None, gradients with a larger global norm are scaled down to this norm.
@@ -174,20 +177,26 @@ def make_train_step(
         params, execution = prepare_execution(params, config, compute, len(tiles))
         return trace_encode(params, tiles, dataclasses.replace(execution, mesh=mesh))
 
-    def loss_of(trained: Params, frozen: Params, batch: Any, rng: jax.Array) -> jax.Array:
+    def loss_of(trained: Params, frozen: Params, batch: Any, rng: jax.Array) -> tuple[jax.Array, jax.Array]:
         params = merge_lora(merge_params(trained, frozen))
         if mesh is not None:
             params = gather_fsdp(params, mesh, rules, compute.dtype)
-        return loss_fn(params, batch, rng, encode).astype(jnp.float32)
+        loss = loss_fn(params, batch, rng, encode)
+        total, count = loss if isinstance(loss, tuple) else (loss, jnp.ones(()))
+        return total.astype(jnp.float32), count.astype(jnp.float32)
 
     def laid_out(tree: Any) -> Any:
         return tree if mesh is None else jax.lax.with_sharding_constraint(tree, shardings(tree, mesh, rules))
 
     def piece_gradients(trained, frozen, batch, rng):
-        loss, grads = jax.value_and_grad(loss_of)(trained, frozen, batch, rng)
-        return loss, laid_out(grads)
+        (total, count), grads = jax.value_and_grad(loss_of, has_aux=True)(trained, frozen, batch, rng)
+        return (total, laid_out(grads)), count
 
     def gradients(trained, frozen, batch, rng):
+        sums, count = summed_gradients(trained, frozen, batch, rng)
+        return jax.tree.map(lambda x: x / count, sums)
+
+    def summed_gradients(trained, frozen, batch, rng):
         if accumulate == 1:
             return piece_gradients(trained, frozen, batch, rng)
 
@@ -202,9 +211,10 @@ def make_train_step(
             found = piece_gradients(trained, frozen, rows, jax.random.fold_in(rng, index))
             return jax.tree.map(jnp.add, total, found), None
 
-        zeros = jnp.zeros((), jnp.float32), laid_out(jax.tree.map(jnp.zeros_like, trained))
+        zero = jnp.zeros((), jnp.float32)
+        zeros = (zero, laid_out(jax.tree.map(jnp.zeros_like, trained))), zero
         total, _ = jax.lax.scan(add, zeros, (jnp.arange(accumulate), jax.tree.map(cut, batch)))
-        return jax.tree.map(lambda x: x / accumulate, total)
+        return total
 
     @functools.partial(jax.jit, donate_argnames=("trained", "opt_state", "step"))
     def update(trained, opt_state, step, frozen, rng, batch):

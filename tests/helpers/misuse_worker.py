@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 import multipatch_jax as mp
+from tests.helpers.language import language_batch
 from tests.helpers.models import TINY, TINY_SMOLVLM, random_params
 from tests.helpers.tokenizer import save_tokenizer
 
@@ -53,6 +54,7 @@ def cases(folder: Path) -> list[tuple[Any, dict[str, Any]]]:
         "should_stop": None,
         "logprobs": False,
     }
+    chat = [{"role": "assistant", "content": "A cat."}]
     compute = model | {"compute": mp.Compute(), "batch_size": None}
     return [
         (mp.load_image, {"source": image, "exif_transpose": False}),
@@ -93,6 +95,10 @@ def cases(folder: Path) -> list[tuple[Any, dict[str, Any]]]:
         (mp.train.pool_tokens, {"tokens": embeddings}),
         (mp.train.sigmoid_contrastive_loss, {"a": tokens, "b": tokens, "log_scale": 1.0, "bias": 0.0,
                                              "positives": None}),
+        (mp.train.chat_batch, {"chats": [chat], "images": (), "config": TINY_SMOLVLM, "processor": talker["processor"],
+                               "length": None, "num_tiles": None}),
+        (mp.train.language_model_loss, decoder | {"batch": language_batch(TINY, 1, 12, 1), "rng": None,
+                                                  "compute": mp.Compute()}),
         (mp.Compute, {"dtype": None, "attention": "auto", "encoder": "auto", "precision": None, "remat": False}),
         (mp.plot.token_at, {"plan": plan, "y": 3, "x": 4, "config": TINY}),
         (mp.plot.token_map, {"tokens": np.zeros((plan.num_tokens, 3), np.float32), "plan": plan, "config": TINY}),

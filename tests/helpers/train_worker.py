@@ -1,6 +1,7 @@
 """A training run in a process of its own, for the tests that kill it or give it many devices."""
 
 import argparse
+import dataclasses
 import functools
 import os
 import signal
@@ -19,6 +20,21 @@ CONFIG = mp.ModelConfig(
     ),
     connector=mp.ConnectorConfig(scale_factor=2, text_hidden_size=24),
     tiling=mp.TilingConfig(longest_edge=128, tile_size=32, tokens_per_tile=4),
+)
+# The same with a decoder, whose three heads and one key head no mesh divides.
+WHOLE = dataclasses.replace(
+    CONFIG,
+    text=mp.TextConfig(
+        hidden_size=24,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        num_key_value_heads=1,
+        head_dim=8,
+        vocab_size=64,
+        pad_token_id=2,
+    ),
+    image_token_id=63,
 )
 EXAMPLES, BATCH = 44, 8  # an epoch is five batches and leaves four examples out
 
@@ -43,7 +59,8 @@ def batch_at(step):
 def params(config=CONFIG):
     """Random params by NumPy: compiling an initialiser in every process would take longer than the runs."""
     rng, flat = np.random.default_rng(4), {}
-    for path, shape in mp.params.param_shapes(config).items():
+    parts = mp.params.PARTS if config.text else mp.params.PARTS[:2]
+    for path, shape in mp.params.param_shapes(config, parts).items():
         scale = np.prod(shape[1:-1] if "layers" in path else shape[:-1]) ** -0.5 if path.endswith("kernel") else 0.1
         flat[path] = np.float32(rng.normal(float(path.endswith("scale")), scale, shape))
     return mp.params.unflatten(flat)

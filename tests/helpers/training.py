@@ -7,7 +7,8 @@ import numpy as np
 import optax
 
 import multipatch_jax as mp
-from tests.helpers import train_worker
+from multipatch_reference import distance
+from tests.helpers import tolerances, train_worker
 from tests.helpers.models import Model
 
 
@@ -50,3 +51,17 @@ def new_state(
 ) -> mp.train.TrainState:
     """The first state of a run that trains the connector of `train_worker`'s model."""
     return train_worker.new_state(optimizer or optax.sgd(0.05), "connector", config=config)
+
+
+def check_gradients(ours: Any, theirs: dict[str, np.ndarray], config: mp.ModelConfig) -> None:
+    """Asserts that gradients, a tree of ours and PyTorch's by their names in a checkpoint, are equal."""
+    ours = dict(mp.params.from_params(config, ours))
+    assert ours.keys() == theirs.keys()
+    for name, gradient in theirs.items():
+        if name.endswith("k_proj.bias"):
+            # A constant added to all scores does not change a softmax, so this gradient is zero but for rounding.
+            scale = np.linalg.norm(theirs[name.replace("k_proj", "q_proj")])
+            assert np.linalg.norm(gradient) <= tolerances.GRADIENT * scale
+            assert np.linalg.norm(ours[name]) <= tolerances.GRADIENT * scale
+        else:
+            assert distance(ours[name], gradient) <= tolerances.GRADIENT, name

@@ -11,11 +11,9 @@ import torch
 
 import multipatch_jax as mp
 from multipatch_jax.nn import native
-from multipatch_reference import distance
-from tests.helpers import tolerances
 from tests.helpers.models import TINY, make_model
 from tests.helpers.parity import normalised
-from tests.helpers.training import gradients
+from tests.helpers.training import check_gradients, gradients
 
 # 729 patches (two blocks of keys, the second padded), and sums of more than 256 terms, which are made in blocks.
 FINE = dataclasses.replace(
@@ -43,19 +41,6 @@ def fine(photo, tmp_path_factory):
 
 def along(params, batch, rng, encode):
     return jnp.mean(encode(params, batch["tiles"]) * batch["direction"])
-
-
-def check_gradients(ours, theirs, config):
-    ours = dict(mp.params.from_params(config, ours))
-    assert ours.keys() == theirs.keys()
-    for name, gradient in theirs.items():
-        if name.endswith("k_proj.bias"):
-            # A constant added to all scores does not change a softmax, so this gradient is zero but for rounding.
-            scale = np.linalg.norm(theirs[name.replace("k_proj", "q_proj")])
-            assert np.linalg.norm(gradient) <= tolerances.GRADIENT * scale
-            assert np.linalg.norm(ours[name]) <= tolerances.GRADIENT * scale
-        else:
-            assert distance(ours[name], gradient) <= tolerances.GRADIENT, name
 
 
 # The kernels of a CPU; those of other backends take their gradient from "plain".

@@ -23,10 +23,27 @@ def mesh():
 
 def test_every_large_array_of_every_member_is_split(mesh):
     for name, config in mp.PRESETS.items():
-        for path, shape in mp.params.param_shapes(config, ("vision", "connector")).items():
+        for path, shape in mp.params.param_shapes(config, mp.params.PARTS).items():
             spec = sharding.spec_for(path, shape, mesh)
-            if np.prod(shape) > 100_000 and "bias" not in path:
+            if np.prod(shape) > 100_000 and not path.endswith(("bias", "scale")):
                 assert "fsdp" in str(spec), (name, path, shape)
+
+
+def test_of_two_matmuls_in_a_row_the_first_is_split_by_its_outputs_and_the_second_by_its_inputs(mesh):
+    """In the decoder as in the tower, so that one sum over `tensor` follows both; the logits are split by ids."""
+    config = mp.PRESETS["SmolVLM-256M-Instruct"]
+    shapes = mp.params.param_shapes(config, mp.params.PARTS)
+    layers = "text_model/layers"
+    for names, spec in (
+        (("self_attn/q_proj", "self_attn/v_proj", "mlp/gate_proj", "mlp/up_proj"), P(None, "fsdp", "tensor")),
+        (("self_attn/o_proj", "mlp/down_proj"), P(None, "tensor", "fsdp")),
+    ):
+        for name in names:
+            path = f"{layers}/{name}/kernel"
+            assert sharding.spec_for(path, shapes[path], mesh) == spec, path
+    assert sharding.spec_for("lm_head/kernel", (576, 49280), mesh) == P("fsdp", "tensor")
+    path = "text_model/embed_tokens/embedding"
+    assert sharding.spec_for(path, shapes[path], mesh) == P("tensor", "fsdp")
 
 
 def test_the_first_rule_found_decides(mesh):
@@ -56,12 +73,15 @@ def test_a_batch_that_does_not_divide_over_the_mesh_is_refused(mesh):
 
 
 def test_heads_of_a_users_own_are_gathered_in_their_own_dtype():
-    """The tower's and connector's kernels are gathered in the computation's dtype, a user's own params in theirs."""
+    """The model's kernels are gathered in the computation's dtype, a user's own params in theirs."""
     kernel = np.ones((2, 4), np.float32)
     params = {"connector": {"kernel": kernel, "bias": kernel}, "head": {"kernel": kernel}}
+    params |= {"text_model": {"kernel": kernel, "embedding": kernel, "scale": kernel}, "lm_head": {"kernel": kernel}}
     gathered = jax.jit(lambda params: gather_fsdp(params, mp.params.make_mesh(), dtype="bfloat16"))(params)
     found = {path: x.dtype.name for path, x in mp.params.flatten(gathered).items()}
-    assert found == {"connector/kernel": "bfloat16", "connector/bias": "float32", "head/kernel": "float32"}
+    halves = {"connector/kernel", "text_model/kernel", "text_model/embedding", "lm_head/kernel"}
+    assert {path for path, dtype in found.items() if dtype == "bfloat16"} == halves
+    assert found.keys() - halves == {"connector/bias", "head/kernel", "text_model/scale"}
 
 
 def test_hosts_get_equal_pieces(monkeypatch):
