@@ -35,7 +35,7 @@ def plot_saliency(images: Sequence[Any], saliency: Sequence[Any], config: ModelC
             f"saliency must have an array for each of at least one image, got {len(saliency)} arrays and "
             f"{len(pictures)} images."
         )
-    plans = [plan_tiles(*picture.shape[:2], config.tiling) for picture in pictures]
+    plans = [plan_tiles(picture.shape[0], picture.shape[1], config.tiling) for picture in pictures]
     numbers = [check_tokens(np.asarray(one)[:, None], plan) for one, plan in zip(saliency, plans, strict=True)]
     most = max(float(one.max()) for one in numbers) or 1.0  # no scale ends at 0
     sizes = [panels_size(plan) for plan in plans]

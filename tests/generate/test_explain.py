@@ -9,6 +9,7 @@ import multipatch_jax as mp
 from multipatch_jax.generate import token_saliency
 from multipatch_reference import distance
 from tests.helpers import tolerances
+from tests.helpers.images import plan_of
 from tests.helpers.tokenizer import IMAGE
 
 CHAT = [{"role": "user", "content": [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "What is it?"}]}]
@@ -51,8 +52,7 @@ def test_videos_have_numbers_too(generator, photos):
     chat = [{"role": "user", "content": [*content, {"type": "text", "text": "What?"}]}]
     (answer,) = generator.generate([chat], max_new_tokens=2)
     found = generator.explain(chat, [], answer)
-    side = mp.plan_tiles(*photos[1].shape[:2], generator.config.tiling)
-    assert [len(one) for one in found] == [3 * 4, side.num_tokens]
+    assert [len(one) for one in found] == [3 * 4, plan_of(photos[1], generator.config.tiling).num_tokens]
     (plain,) = generator.generate(["No picture."], max_new_tokens=2)
     assert generator.explain("No picture.", [], plain) == []
 
@@ -62,8 +62,7 @@ def test_the_answer_of_a_session_is_explained(generator, photos):
     session.ask("What is it?", max_new_tokens=4)
     answer = session.ask("And this?", photos[1:], max_new_tokens=4)
     found = generator.explain(session.chat[:-1], photos, answer)
-    expected = [mp.plan_tiles(*one.shape[:2], generator.config.tiling).num_tokens for one in photos]
-    assert [len(one) for one in found] == expected
+    assert [len(one) for one in found] == [plan_of(one, generator.config.tiling).num_tokens for one in photos]
     assert min(one.min() for one in found) > 0
 
 

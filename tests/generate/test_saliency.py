@@ -52,11 +52,14 @@ def test_it_is_that_of_pytorchs_gradients(tied):
 
 @torch.no_grad()
 def test_it_is_the_slope_of_the_log_probability():
-    """By finite differences: each direction of one token's embedding, both ways, in float64."""
-    decoder, row, step = make_decoder(CONFIG), 0, 1e-5
+    """By finite differences of the reference: each direction of one token's embedding, both ways.
+
+    The step is as large as it may be: the reference's norms are float32 even in a float64 model.
+    """
+    decoder, row, step = make_decoder(CONFIG), 0, 1e-3
     found = token_saliency(decoder.params, EMBEDS, IDS, np.array([[10, 11], [0, 0]]), config=CONFIG)
     model = decoder.reference.double()
-    for token in (0, 4, 9):
+    for token in (4, 7, 9):
         moves = torch.eye(48, dtype=torch.float64) * step
         batch = torch.from_numpy(EMBEDS[row].astype(np.float64)).repeat(96, 1, 1)
         batch[:, token] += torch.cat([moves, -moves])
