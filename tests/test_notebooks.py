@@ -44,8 +44,14 @@ def pictures(notebook):
     return found
 
 
-def test_the_notebooks_are_these_four():
-    assert [path.stem for path in NOTEBOOKS] == ["01_quickstart", "02_parity", "03_many_images", "04_finetune"]
+def test_the_notebooks_are_these_five():
+    assert [path.stem.partition("_")[2] for path in NOTEBOOKS] == [
+        "quickstart",
+        "parity",
+        "many_images",
+        "finetune",
+        "ask",
+    ]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

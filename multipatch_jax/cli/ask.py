@@ -12,10 +12,13 @@ from PIL import Image
 
 import multipatch_jax as mp
 from multipatch_jax.checkpoint import read_config
+from multipatch_jax.cli.destinations import check_files, check_picture
 from multipatch_jax.cli.model import add_revision, find_model, is_watched
 from multipatch_jax.cli.printing import complain
 from multipatch_jax.config import DTYPES
+from multipatch_jax.files import replace_file
 from multipatch_jax.params import PARTS
+from multipatch_jax.plot import plot_saliency, require_matplotlib
 
 HELP = "a question about photographs to the model's answer"
 EPILOG = """The answer is printed to standard output, and how long it took to standard error.
@@ -25,7 +28,9 @@ encoded once.
 for example:
   multipatch-jax ask cat.jpg "What is this?" --model HuggingFaceTB/SmolVLM-256M-Instruct
   multipatch-jax ask before.jpg after.jpg "What has changed?" --model smolvlm-256m --max-tokens 200
+  multipatch-jax ask cat.jpg "What is this?" --model smolvlm-256m --heatmap looked-at.png
   multipatch-jax ask cat.jpg --model smolvlm-256m"""
+NAME = "multipatch-jax ask"
 CHAT_ANSWERS = 4  # a chat has room for so many of the longest answers, at least
 LEAST_LENGTH = 2048  # columns of a cache; a longer chat gets a power of two, so that few programs serve all
 
@@ -51,6 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", choices=DTYPES, help="of the params (default: float32 on a CPU, elsewhere the checkpoint's)"
     )
+    parser.add_argument(
+        "--heatmap", type=Path, metavar="FILE.png", help="also draw what the answer looked at, all photographs in one"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -58,6 +66,12 @@ def run(args: argparse.Namespace) -> None:
     settings = {"max_new_tokens": args.max_tokens, "temperature": args.temperature, "seed": args.seed}
     mp.generate.settings_of_chats(1, settings)  # called for its errors, before the model is read
     words, question = _photos_and_question(args.words)
+    if args.heatmap:
+        if question is None:
+            raise ValueError("--heatmap draws what one answer looked at: give a question after the photographs.")
+        require_matplotlib()
+        check_picture("--heatmap", args.heatmap)
+        check_files({"--heatmap": args.heatmap}, map(Path, words), args.model)
     photos = [mp.load_image(photo) for photo in words]
     folder = find_model(args.model, args.revision, PARTS)
     content = [*({"type": "image"} for _ in photos), {"type": "text", "text": question or ""}]
@@ -72,7 +86,13 @@ def run(args: argparse.Namespace) -> None:
         progress=is_watched(),
     )
     if question is not None:
-        return _answer(generator.stream(chat, photos, **settings), args.json)
+        answer = _answer(generator.stream(chat, photos, **settings), args.json)
+        if args.heatmap:
+            figure = plot_saliency(photos, generator.explain(chat, photos, answer), config)
+            with replace_file(args.heatmap) as picture:
+                figure.savefig(picture)
+            complain(NAME, f"wrote {args.heatmap}")
+        return
     session = generator.session(photos)
     for question in _questions():
         _answer(session.stream(question, **settings), args.json)
@@ -103,18 +123,19 @@ def _questions() -> Iterator[str]:
             yield line.strip()
 
 
-def _answer(stream: Generator[str, None, mp.generate.Answer], as_json: bool) -> None:
-    """Print an answer and its statistics."""
+def _answer(stream: Generator[str, None, mp.generate.Answer], as_json: bool) -> mp.generate.Answer:
+    """Print an answer and its statistics, and return it."""
     answer = _print_answer(stream, as_json)
     seconds = answer.seconds
     rate = (len(answer.ids) - 1) / seconds["decode"] if seconds["decode"] else 0.0
     if as_json:
         print(json.dumps({name: value for name, value in dataclasses.asdict(answer).items() if name != "logprobs"}))
     complain(
-        "multipatch-jax ask",
+        NAME,
         f"{len(answer.ids)} tokens, {rate:.1f} tokens/s; "
         + ", ".join(f"{name} {seconds[name]:.2f} s" for name in ("encode", "prefill", "decode")),
     )
+    return answer
 
 
 def _print_answer(stream: Generator[str, None, mp.generate.Answer], silent: bool) -> mp.generate.Answer:

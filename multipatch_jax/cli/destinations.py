@@ -8,6 +8,14 @@ from pathlib import Path
 
 from multipatch_jax.files import replace_file, require_parent
 
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def check_picture(option: str, path: Path | None) -> None:
+    """Raise a ValueError if an option's file, where it is given, has not the name of a picture."""
+    if path and path.suffix.lower() not in PICTURES:
+        raise ValueError(f"{option} writes {', '.join(PICTURES)}, got {path}.")
+
 
 def check_files(outputs: Mapping[str, Path | None], inputs: Iterable[Path] = (), model: str | None = None) -> None:
     """Check the files that a command is to write. An older file is replaced, unless the command reads it.

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import multipatch_jax as mp
-from multipatch_jax.cli.destinations import check_files
+from multipatch_jax.cli.destinations import check_files, check_picture
 from multipatch_jax.cli.model import add_revision, find_model, is_watched
 from multipatch_jax.cli.printing import complain
 from multipatch_jax.cli.tokens import write_tokens
@@ -29,7 +29,6 @@ exit status:
 for example:
   multipatch-jax encode cat.jpg --model smolvlm-256m --out cat.safetensors --overlay cat-tiles.png
   multipatch-jax encode photos/*.jpg --model HuggingFaceTB/SmolVLM-256M-Instruct --out photos.safetensors"""
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,8 +53,7 @@ def run(args: argparse.Namespace) -> int:
     for option, path in (("--overlay", args.overlay), ("--pca", args.pca)):
         if path and len(args.photos) > 1:
             raise ValueError(f"{option} draws one photo, got {len(args.photos)}.")
-        if path and path.suffix.lower() not in PICTURES:
-            raise ValueError(f"{option} writes {', '.join(PICTURES)}, got {path}.")
+        check_picture(option, path)
     if args.pca:
         require_matplotlib()
     check_files({"--out": args.out, "--overlay": args.overlay, "--pca": args.pca}, args.photos, args.model)

@@ -4,6 +4,7 @@ from multipatch_jax.generate.answer import Answer
 from multipatch_jax.generate.engine import Chunk, Engine, admit, release, start, step
 from multipatch_jax.generate.features import text_features, text_logits
 from multipatch_jax.generate.generator import Generator
+from multipatch_jax.generate.saliency import token_saliency
 from multipatch_jax.generate.session import Session
 from multipatch_jax.generate.settings import SETTINGS, GenerationSettings, settings_of_chats
 from multipatch_jax.generate.slots import Slots
@@ -24,4 +25,5 @@ __all__ = [
     "step",
     "text_features",
     "text_logits",
+    "token_saliency",
 ]

@@ -5,11 +5,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float32
+
 from multipatch_jax.arguments import require_integer, require_positive, require_tree, require_type
 from multipatch_jax.checkpoint import find_folder, from_pretrained
 from multipatch_jax.config import ModelConfig
 from multipatch_jax.generate.answer import Answer
 from multipatch_jax.generate.eos import read_eos_ids
+from multipatch_jax.generate.explain import explain
 from multipatch_jax.generate.model import compile_programs, make_model
 from multipatch_jax.generate.request import Request, read_requests
 from multipatch_jax.generate.run import HeldSlots, new_held_slots, run
@@ -194,6 +198,31 @@ class Generator:
           ImageError, FileNotFoundError: as `load_image`, with a note of the image's index.
         """
         return begin_session(self._model, images)
+
+    def explain(
+        self, chat: str | Chat, images: Sequence[Any], answer: Answer, *, token: int | None = None
+    ) -> list[Float32[np.ndarray, " tokens"]]:
+        """Compute what an answer looked at: how strongly its log-probability depends on each visual token.
+
+            (answer,) = generator.generate([chat], images)
+            mp.plot.plot_saliency(images, generator.explain(chat, images, answer), generator.config)
+
+        `token_saliency` says what the numbers are. The answer of a session is explained with `session.chat[:-1]` and
+        all of its images. A program is compiled at the first call, and for chats that are more than twice as long.
+
+        Args:
+          chat, images: what was answered, as they were given to `generate`.
+          answer: what this generator answered to them.
+          token: the index of one of `answer.ids`; None is the whole answer.
+
+        Returns:
+          For each image or video, in the order of their places: a number of at least 0 for each of its visual tokens.
+
+        Raises:
+          ValueError: an argument does not fit, or the answer is not to this chat.
+          ImageError, FileNotFoundError: as `Processor`.
+        """
+        return explain(self._model, chat, images, answer, token)
 
     def _run(self, requests: Sequence[Request]) -> Iterator[tuple[Request, str]]:
         longest = max(len(request.prompt) + request.limit for request in requests)

@@ -6,9 +6,10 @@ from multipatch_jax.plot.figures import (
     plot_progress,
     plot_similarity,
     plot_tiles,
-    require_matplotlib,
 )
+from multipatch_jax.plot.panels import require_matplotlib
 from multipatch_jax.plot.pictures import describe, draw_tiles
+from multipatch_jax.plot.saliency import plot_saliency
 from multipatch_jax.plot.tokens import cosine_similarity, pca_colors, token_at, token_map
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "plot_errors",
     "plot_pca",
     "plot_progress",
+    "plot_saliency",
     "plot_similarity",
     "plot_tiles",
     "require_matplotlib",

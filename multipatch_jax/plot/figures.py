@@ -3,7 +3,6 @@
 Each function returns a matplotlib `Figure`: show it in a notebook, or write it to a file with its method `savefig`.
 """
 
-import importlib.util
 import itertools
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -15,64 +14,12 @@ from jaxtyping import Array, UInt8
 from multipatch_jax.arguments import check_array, check_image, require_type
 from multipatch_jax.config import ModelConfig
 from multipatch_jax.image import TilePlan
+from multipatch_jax.plot.panels import INK, draw_over, headline, new_figure, panel_height, panels, set_title, tile_lines
 from multipatch_jax.plot.pictures import describe
 from multipatch_jax.plot.tokens import check_tokens, cosine_similarity, pca_colors, token_map
 
-_INK, _FAINT, _PALE, _MARK = "#22222c", "#d8d8e0", "#a0a0b0", "#ff4060"
+_FAINT, _PALE, _MARK = "#d8d8e0", "#a0a0b0", "#ff4060"
 _COLORS = ("#3b6fb6", "#e08a2e", "#3c9d6b", "#8a5bb0")
-
-
-def require_matplotlib() -> None:
-    """Raise a ValueError that says what to install if matplotlib is missing, before a long computation for a plot."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ValueError('plots need matplotlib: pip install "multipatch_jax[demo]"')
-
-
-def _figure(width: float, height: float) -> Any:
-    """Make a Figure without pyplot, which would keep every figure in memory."""
-    require_matplotlib()
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), dpi=100, layout="constrained")
-
-
-def _title(axes: Any, text: str) -> None:
-    axes.set_title(text, loc="left", fontsize=10, color=_INK)
-
-
-def _headline(figure: Any, text: str) -> None:
-    figure.suptitle(text, x=0.005, ha="left", fontsize=12, color=_INK)
-
-
-def _panel_height(plan: TilePlan) -> float:
-    """Return the height of a picture in inches: at most 3.3, and so that its width is at most 5."""
-    return min(3.3, 5.0 * plan.height / plan.width)
-
-
-def _panels(plan: TilePlan) -> tuple[Any, Any, Any, Any]:
-    """Make a figure with two axes of the picture's shape, and square axes for the global tile (None without one)."""
-    height = _panel_height(plan)
-    width = max(height * plan.width / plan.height, 1.6)
-    ratios = [width, width] + [max(0.6 * height, 1.6)] * plan.has_global_tile
-    figure = _figure(max(sum(ratios) + 0.4, 5.5), max(height, ratios[-1]) + 1.1)
-    axes = list(figure.subplots(1, len(ratios), width_ratios=ratios))
-    for one in axes:
-        one.set(xticks=[], yticks=[])
-        one.spines[:].set_visible(False)
-    return figure, axes[0], axes[1], axes[2] if plan.has_global_tile else None
-
-
-def _over(axes: Any, values: np.ndarray, plan: TilePlan, **options: Any) -> Any:
-    """Draw a grid of any size stretched over the area of the photograph, whose pixels are the coordinates."""
-    extent = (0, plan.width, plan.height, 0)
-    return axes.imshow(values, extent=extent, interpolation="nearest", aspect="equal", **options)
-
-
-def _tile_lines(axes: Any, plan: TilePlan, color: str = "white") -> None:
-    for row in range(1, plan.rows):
-        axes.axhline(row * plan.height / plan.rows, color=color, linewidth=0.8, alpha=0.7)
-    for col in range(1, plan.cols):
-        axes.axvline(col * plan.width / plan.cols, color=color, linewidth=0.8, alpha=0.7)
 
 
 def plot_tiles(
@@ -89,7 +36,7 @@ def plot_tiles(
     check_array("tiles", tiles, (plan.num_tiles, "M", "M", 3), np.uint8)
     rows, cols = max(plan.rows, 1), max(plan.cols, 1)
     side = min(1.3, 9.0 / (cols + 1))
-    figure = _figure(max(side * (cols + 1.4 * plan.has_global_tile), 5.5), side * rows + 0.4)
+    figure = new_figure(max(side * (cols + 1.4 * plan.has_global_tile), 5.5), side * rows + 0.4)
     grid = figure.add_gridspec(rows, cols + 1, width_ratios=[1] * cols + [1.4 if plan.has_global_tile else 1e-3])
     for index, tile in enumerate(np.asarray(tiles)):
         place = grid[index // cols, index % cols] if index < rows * cols else grid[:, cols]
@@ -100,7 +47,7 @@ def plot_tiles(
         name = str(index + 1) if index < rows * cols else f"{index + 1}: the whole picture"
         label = {"facecolor": _PALE if index in pale else _MARK, "edgecolor": "none", "pad": 1.5}
         axes.text(0.04, 0.95, name, transform=axes.transAxes, va="top", fontsize=8, color="white", bbox=label)
-    _headline(figure, describe(plan))
+    headline(figure, describe(plan))
     return figure
 
 
@@ -118,17 +65,17 @@ def plot_pca(image: UInt8[np.ndarray, "H W 3"], tokens: Any, plan: TilePlan, con
     """
     check_image(image, np.ndarray, "a NumPy array")
     tiled, whole = token_map(pca_colors(check_tokens(tokens, plan)), plan, config)
-    figure, left, right, square = _panels(plan)
-    _over(left, image, plan)
-    _tile_lines(left, plan)
-    _title(left, "photograph")
-    _over(right, tiled, plan)
-    _tile_lines(right, plan)
-    _title(right, "its tokens")
+    figure, left, right, square = panels(plan)
+    draw_over(left, image, plan)
+    tile_lines(left, plan)
+    set_title(left, "photograph")
+    draw_over(right, tiled, plan)
+    tile_lines(right, plan)
+    set_title(right, "its tokens")
     if whole is not None:
         square.imshow(whole, interpolation="nearest")
-        _title(square, "global tile")
-    _headline(figure, describe(plan))
+        set_title(square, "global tile")
+    headline(figure, describe(plan))
     return figure
 
 
@@ -144,17 +91,17 @@ def plot_similarity(
     check_image(image, np.ndarray, "a NumPy array")
     similarity = cosine_similarity(check_tokens(tokens, plan), token)
     tiled, whole = token_map(similarity[:, None], plan, config)
-    figure, left, right, square = _panels(plan)
+    figure, left, right, square = panels(plan)
     grey = image.mean(axis=-1) / 255
     options = {"cmap": "RdYlBu_r", "vmin": -1.0, "vmax": 1.0}
-    _over(left, image, plan)
-    _title(left, "photograph")
-    _over(right, grey, plan, cmap="gray", vmin=0, vmax=1)
-    shown = _over(right, tiled[..., 0], plan, alpha=0.62, **options)
-    _title(right, "similarity")
+    draw_over(left, image, plan)
+    set_title(left, "photograph")
+    draw_over(right, grey, plan, cmap="gray", vmin=0, vmax=1)
+    shown = draw_over(right, tiled[..., 0], plan, alpha=0.62, **options)
+    set_title(right, "similarity")
     if whole is not None:
         square.imshow(whole[..., 0], interpolation="nearest", **options)
-        _title(square, "global tile")
+        set_title(square, "global tile")
     numbers, global_numbers = token_map(np.arange(plan.num_tokens)[:, None], plan, config)
     rows, cols = numbers.shape[:2]
     for row, col in np.argwhere(numbers[..., 0] == token):
@@ -163,12 +110,12 @@ def plot_similarity(
     if global_numbers is not None:
         for row, col in np.argwhere(global_numbers[..., 0] == token):
             _frame(square, col - 0.5, row - 0.5, 1, 1)
-    inch = 1 / _panel_height(plan)
+    inch = 1 / panel_height(plan)
     place = right.inset_axes((0, -0.25 * inch, 1, 0.12 * inch))
     bar = figure.colorbar(shown, cax=place, orientation="horizontal", ticks=(-1, 0, 1))
     bar.solids.set_alpha(1)
     bar.outline.set_visible(False)
-    _headline(figure, f"cosine similarity of token {token} (framed) to all tokens")
+    headline(figure, f"cosine similarity of token {token} (framed) to all tokens")
     return figure
 
 
@@ -176,7 +123,7 @@ def _frame(axes: Any, x: float, y: float, width: float, height: float) -> None:
     from matplotlib.patches import Rectangle
 
     axes.add_patch(Rectangle((x, y), width, height, fill=False, edgecolor="white", linewidth=3.5))
-    axes.add_patch(Rectangle((x, y), width, height, fill=False, edgecolor=_INK, linewidth=1.5))
+    axes.add_patch(Rectangle((x, y), width, height, fill=False, edgecolor=INK, linewidth=1.5))
 
 
 def plot_errors(errors: Mapping[str, Mapping[str, float]], limit: float | None = None) -> Any:
@@ -191,7 +138,7 @@ def plot_errors(errors: Mapping[str, Mapping[str, float]], limit: float | None =
     positive += [1e-6] if limit is None else [limit]
     floor = 10.0 ** math.floor(math.log10(min(positive)) - 0.5)
     thickness = 0.8 / len(errors)
-    figure = _figure(8.0, 1.2 + 0.32 * len(names) * max(1.0, 0.6 * len(errors)))
+    figure = new_figure(8.0, 1.2 + 0.32 * len(names) * max(1.0, 0.6 * len(errors)))
     axes = figure.subplots()
     for number, (series, values) in enumerate(errors.items()):
         for row, name in enumerate(names):
@@ -199,7 +146,7 @@ def plot_errors(errors: Mapping[str, Mapping[str, float]], limit: float | None =
             label = series if row == 0 else None
             axes.barh(y, max(error, floor), thickness * 0.9, color=_COLORS[number % len(_COLORS)], label=label)
             text = f" {error:.1e}" if error > 0 else " exact"
-            axes.text(max(error, floor), y, text, va="center", fontsize=8, color=_INK)
+            axes.text(max(error, floor), y, text, va="center", fontsize=8, color=INK)
     if limit is not None:
         axes.axvline(limit, color=_MARK, linewidth=1.2, linestyle="--", label=f"limit {limit:g}")
     axes.set(xscale="log", xlim=(floor, max(positive) * 30), ylim=(len(names) - 0.4, -0.6))
@@ -217,7 +164,7 @@ def plot_progress(finished: Mapping[str, Sequence[float]]) -> Any:
     Args:
       finished: {series: for each image, in ascending order, the seconds from the start until it was finished}.
     """
-    figure = _figure(8.0, 3.4)
+    figure = new_figure(8.0, 3.4)
     axes = figure.subplots()
     for (name, seconds), color in zip(finished.items(), itertools.cycle(_COLORS), strict=False):
         axes.step([0, *seconds], range(len(seconds) + 1), where="post", color=color, linewidth=2, label=name)

@@ -1,12 +1,14 @@
 """`multipatch-jax ask`: the answer to standard output, its statistics to standard error."""
 
 import dataclasses
+import importlib.util
 import io
 import json
 import re
 import signal
 import sys
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -14,6 +16,8 @@ import multipatch_jax as mp
 from tests.helpers.models import TINY_SMOLVLM, make_model
 from tests.helpers.tokenizer import save_tokenizer
 
+CONTENT = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "What is it?"}]
+QUESTION = [{"role": "user", "content": CONTENT}]
 STATISTICS = r"multipatch-jax ask: (\d+) tokens, [\d.]+ tokens/s; encode [\d.]+ s, prefill [\d.]+ s, decode [\d.]+ s\n"
 
 
@@ -27,10 +31,8 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def expected(folder, photo):
     """The answer about two photographs, by the library."""
-    content = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "What is it?"}]
     generator = mp.Generator.from_pretrained(folder)
-    chats = [[{"role": "user", "content": content}]]
-    (answer,) = generator.generate(chats, [photo, photo[:99]], max_new_tokens=6, temperature=0.5, seed=3)
+    (answer,) = generator.generate([QUESTION], [photo, photo[:99]], max_new_tokens=6, temperature=0.5, seed=3)
     return answer
 
 
@@ -49,6 +51,29 @@ def test_ask_prints_the_answer_and_statistics(run, folder, expected, photo, phot
     assert set(answer) == {field.name for field in dataclasses.fields(mp.generate.Answer)} - {"logprobs"}
     assert (answer["text"], answer["ids"]) == (expected.text, expected.ids)
     assert answer["finish_reason"] == "length"
+
+
+def test_a_heatmap_is_drawn_of_all_photographs(run, folder, expected, photo, photo_file, tmp_path):
+    """The numbers are those of `explain`, by the picture that the library draws of them."""
+    Image.fromarray(photo[:99]).save(tmp_path / "part.png")
+    question = ("ask", photo_file, tmp_path / "part.png", "What is it?", "--model", folder, "--max-tokens", 6)
+    heatmap = tmp_path / "heat.png"
+    status, out, err = run(*question, "--temperature", 0.5, "--seed", 3, "--heatmap", heatmap)
+    assert (status, out) == (0, expected.text + "\n")
+    assert re.fullmatch(STATISTICS + f"multipatch-jax ask: wrote {re.escape(str(heatmap))}\n", err)
+    generator = mp.Generator.from_pretrained(folder)
+    numbers = generator.explain(QUESTION, [photo, photo[:99]], expected)
+    mp.plot.plot_saliency([photo, photo[:99]], numbers, generator.config).savefig(tmp_path / "expected.png")
+    drawn, same = (np.asarray(Image.open(tmp_path / name)) for name in ("heat.png", "expected.png"))
+    np.testing.assert_array_equal(drawn, same)
+
+
+def test_a_heatmap_without_matplotlib_is_refused_before_any_work(run, photo_file, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name))
+    status, out, err = run("ask", photo_file, "What is it?", "--model", "nowhere", "--heatmap", "heat.png")
+    assert (status, out) == (2, "")
+    assert 'pip install "multipatch_jax[demo]"' in err
 
 
 def test_a_chat_is_a_session(run, folder, photo, photo_file, monkeypatch):
@@ -119,6 +144,10 @@ def test_ctrl_c_keeps_what_was_printed(run, folder, photo_file, monkeypatch):
         ("ask PHOTO what? --model MODEL --max-tokens 0", "max_new_tokens must be a positive number"),
         ("ask PHOTO what? --model MODEL --temperature -1", "temperature must be a finite number of at least 0"),
         ("ask PHOTO what? --model MODEL --seed -1", "seed must be an integer from 0"),
+        ("ask PHOTO --model MODEL --heatmap heat.png", "--heatmap draws what one answer looked at: give a question"),
+        ("ask PHOTO what? --model MODEL --heatmap heat.txt", "--heatmap writes .png, .jpg, .jpeg, .webp, got heat.txt"),
+        ("ask PHOTO what? --model MODEL --heatmap PHOTO", "would replace the input"),
+        ("ask PHOTO what? --model MODEL --heatmap nowhere/heat.png", "nowhere"),
         ("ask PHOTO what? --model MODEL --revision main", "--revision is of a hub id"),
     ],
 )

@@ -132,8 +132,8 @@ def test_the_embeddings_may_be_traced(model):
     np.testing.assert_array_equal(np.asarray(table)[:, 0], counts)
 
 
-def test_the_readmes_caption_is_the_references(model, photos, tmp_path, capsys):
-    code, of_session = readme_examples("Into the language model")
+def test_the_readmes_caption_is_the_references(model, photos, tmp_path, capsys, monkeypatch):
+    code, of_session, of_picture = readme_examples("Into the language model")
     Image.fromarray(photos["cat"]).save(tmp_path / "photo.png")
     text, names = code.replace("HuggingFaceTB/SmolVLM-256M-Instruct", str(model.folder)), {}
     exec(compile(text.replace("photo.jpg", str(tmp_path / "photo.png")), "README.md", "exec"), names)
@@ -149,6 +149,9 @@ def test_the_readmes_caption_is_the_references(model, photos, tmp_path, capsys):
         of_session = of_session.replace(name, str(tmp_path / "photo.png"))
     exec(compile(of_session, "README.md", "exec"), names)
     assert [len(names[name].chat) for name in ("session", "other")] == [4, 4]
+    monkeypatch.chdir(tmp_path)
+    exec(compile(of_picture.replace("photo.jpg", "photo.png"), "README.md", "exec"), names)
+    assert Image.open("looked-at.png").size[0] > 500
 
 
 # ---------------------------------------------------------------------------------------------------------------------
