@@ -1,7 +1,5 @@
 """However a command ends, it ends in one line: Ctrl-C, a closed pipe, a full disk where it prints."""
 
-import argparse
-import gc
 import json
 import os
 import signal
@@ -13,7 +11,7 @@ import time
 import pytest
 from safetensors import safe_open
 
-from multipatch_jax.cli import main, run_command
+from multipatch_jax.cli import main
 from multipatch_jax.cli.interrupts import interrupt_later
 from tests.helpers.processes import environment, run_python
 
@@ -117,32 +115,39 @@ def test_standard_output_and_error_may_be_closed(tiny, photo_file, tmp_path, mon
     assert (tmp_path / "o").exists()
 
 
-@pytest.mark.parametrize("busy", [0, 0.3])
-def test_an_interrupt_that_a_callback_swallows_comes_again(busy, monkeypatch, capfd):
+CTRL_C_IN_A_CALLBACK = """
+import argparse, gc, signal, sys, threading, time
+from multipatch_jax.cli import run_command
+
+def interrupt(phase, info):
+    if phase == "start":
+        gc.callbacks.remove(interrupt)
+        signal.raise_signal(signal.SIGINT)
+
+def work(args):
+    gc.callbacks.append(interrupt)
+    gc.collect()
+    time.sleep(60)
+
+def make_parser():
+    parser = argparse.ArgumentParser()
+    parser.set_defaults(run=work)
+    return parser
+
+start = threading.Thread.start
+threading.Thread.start = lambda self: (start(self), time.sleep(BUSY))
+sys.exit(run_command("work", make_parser, []))
+"""
+
+
+@pytest.mark.parametrize("busy", ["0", "0.3"])
+def test_an_interrupt_that_a_callback_swallows_comes_again(busy):
     """Python prints what a callback at a garbage collection raises, and goes on; JAX has such a callback.
 
     On a busy machine the start of a thread takes long.
     """
-    start = threading.Thread.start
-    monkeypatch.setattr(threading.Thread, "start", lambda self: (start(self), time.sleep(busy)))
-
-    def interrupt(phase, info):
-        if phase == "start":
-            gc.callbacks.remove(interrupt)
-            signal.raise_signal(signal.SIGINT)
-
-    def work(args):
-        gc.callbacks.append(interrupt)
-        gc.collect()
-        time.sleep(60)
-
-    def make_parser():
-        parser = argparse.ArgumentParser()
-        parser.set_defaults(run=work)
-        return parser
-
-    assert run_command("work", make_parser, []) == 130
-    assert capfd.readouterr() == ("", "work: interrupted\n")
+    done = run_python("-c", CTRL_C_IN_A_CALLBACK.replace("BUSY", busy))
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "work: interrupted\n")
 
 
 @pytest.mark.parametrize("presses", [1, 2])
