@@ -36,6 +36,7 @@ RULES: Rules = (
     (r"modality_projection/proj/kernel", PartitionSpec("fsdp", "tensor")),
     (r"embed_tokens/embedding", PartitionSpec("tensor", "fsdp")),  # by ids, as the logits are
     (r"lm_head/kernel", PartitionSpec("fsdp", "tensor")),
+    (r"(^|/)linear/kernel", PartitionSpec("fsdp")),  # a retriever's head
 )
 
 

@@ -140,9 +140,7 @@ def test_bfloat16_trains_too(model):
         compute=compute,
         trainable="text",
     )
-    exact, _ = train(model, small(), optax.sgd(0.1), loss_fn=language_loss(TINY), trainable="text")
     assert state.params["lm_head"]["kernel"].dtype == np.float32
-    assert exact.step == 1
     total, count = mp.train.language_model_loss(model.params, small(), config=TINY)
     assert metrics["loss"] == pytest.approx(float(total / count), rel=2e-2)
 
