@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 import multipatch_jax as mp
-from tests.helpers.text import TextModel, make_text_model
 from tests.helpers.tokenizer import CHAT_TEMPLATE
 
 # SmolVLM's template, with marks around what it writes behind "Assistant:" up to the end of the turn.
@@ -17,11 +16,6 @@ MARKED = CHAT_TEMPLATE.replace(
     "<end_of_utterance>{% endgeneration %}{{ '\n' }}{% continue %}{% endif %}"
     "{% if message['content'][0]['type'] != 'image' %}{{ ' ' }}{% endif %}",
 )
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> TextModel:
-    return make_text_model(tmp_path_factory.mktemp("model"))
 
 
 def text(value):
