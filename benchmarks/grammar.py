@@ -23,7 +23,7 @@ import numpy as np
 
 from benchmarks.shared.options import parser
 from multipatch_jax.generate.grammar import Grammars
-from multipatch_jax.generate.sampling import WORD, pack_ids, sample
+from multipatch_jax.generate.sampling import WORD, all_ids, pack_ids, sample
 from multipatch_jax.generate.settings import GenerationSettings
 
 VOCABULARY = 49280
@@ -112,7 +112,7 @@ def step_times(rows: int, rounds: int) -> dict[str, list[float]]:
     positions, seen = jax.numpy.zeros(rows, "int32"), jax.numpy.zeros((rows, VOCABULARY), bool)
     some = pack_ids(np.flatnonzero(chance.random(VOCABULARY) < 0.5), VOCABULARY)
     assert VOCABULARY % WORD == 0
-    every = jax.device_put(np.tile(~pack_ids((), VOCABULARY), (rows, 1)))
+    every = jax.device_put(np.tile(all_ids(VOCABULARY), (rows, 1)))
     masks = {"no masks": None, "no row has a grammar": every, "every row has one": np.tile(some, (rows, 1))}
     times = {name: list[float]() for name in masks}
     for turn, (name, allowed) in itertools.product(range(rounds + 3), masks.items()):

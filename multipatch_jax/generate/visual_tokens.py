@@ -50,25 +50,17 @@ class VisualTokens:
 
     def of(self, sources: Sequence[Source]) -> tuple[list[Float[np.ndarray, "tokens D"]], int]:
         """Return the tokens of each source, and how many images and videos had to be encoded."""
-        keys = [_digest(source) for source in sources]
-        found = {
-            key: source.content if source.kind == "tokens" else self._known[key]
-            for key, source in zip(keys, sources, strict=True)
-            if source.kind == "tokens" or key in self._known
-        }
-        new = {key: source for key, source in zip(keys, sources, strict=True) if key not in found}
-        images = iter(
-            encode_images(self._params, [one.content for one in new.values() if one.kind == "image"], **self._how)
-        )
-        for key, source in new.items():
-            tokens = (
-                next(images) if source.kind == "image" else encode_frames(self._params, source.content, **self._how)
-            )
+        keys = [None if source.kind == "tokens" else _digest(source) for source in sources]
+        found = {key: self._known[key] for key in keys if key is not None and key in self._known}
+        new = {key: one for key, one in zip(keys, sources, strict=True) if key is not None and key not in found}
+        images = [content for kind, content in new.values() if kind == "image"]
+        of_images = iter(encode_images(self._params, images, **self._how) if images else ())
+        for key, (kind, content) in new.items():
+            tokens = next(of_images) if kind == "image" else encode_frames(self._params, content, **self._how)
             found[key] = tokens.reshape(-1, self._width)
-        for key, source in zip(keys, sources, strict=True):
-            if source.kind != "tokens":
-                self._remember(key, found[key])
-        return [found[key] for key in keys], len(new)
+        for key, tokens in found.items():
+            self._remember(key, tokens)
+        return [one.content if key is None else found[key] for key, one in zip(keys, sources, strict=True)], len(new)
 
     def _remember(self, key: bytes, tokens: np.ndarray) -> None:
         self._bytes += 0 if key in self._known else tokens.nbytes
@@ -79,8 +71,8 @@ class VisualTokens:
 
 
 def _digest(source: Source) -> bytes:
-    """Return a 256-bit digest of all that is in a source."""
-    digest = hashlib.blake2b(source.kind.encode(), digest_size=32)
+    """Return the SHA-256 of an image or a video; those with the same digest are taken to be equal."""
+    digest = hashlib.sha256(source.kind.encode())
     for array in source.content if source.kind == "video" else [source.content]:
         digest.update(repr((array.shape, array.dtype.name)).encode())
         digest.update(np.ascontiguousarray(array).data)

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 import multipatch_jax as mp
 from multipatch_jax.generate import chunks
 from multipatch_jax.generate.engine import Engine, admit, release, start, step
-from multipatch_jax.generate.sampling import pack_ids
+from multipatch_jax.generate.sampling import all_ids, pack_ids
 from multipatch_jax.generate.settings import GenerationSettings
 
 ENGINE_ROWS, CAPACITY = 8, 1152
 LENGTHS = (1, 31, 32, 33, 90, 256, 257, 700)
-ALL = ~pack_ids((), 49280)
+ALL = all_ids(49280)
 FREE = np.stack([ALL] * ENGINE_ROWS)
 GREEDY, DRAWN = GenerationSettings(), GenerationSettings(temperature=1.0, top_p=0.9, repetition_penalty=1.3, seed=5)
 

@@ -4,6 +4,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 import multipatch_jax as mp
 from tests.helpers.models import TINY_SMOLVLM, make_model
 from tests.helpers.tokenizer import make_tokenizer
@@ -52,6 +54,19 @@ def their_inputs(model: TextModel, texts: list[str], images: list[list[Any]], si
     model.tokenizer.padding_side = side
     nested = images if any(images) else None
     return model.theirs(text=texts, images=nested, padding=True, return_tensors="pt")
+
+
+def their_assistant_mask(model: TextModel, chat: Any, template: str, images: list[Any]) -> tuple[Any, Any]:
+    """The reference's ids of a chat, (S,), and its mask of what stands in `{% generation %}` of a template."""
+    found = model.theirs.apply_chat_template(
+        chat,
+        chat_template=template,
+        tokenize=True,
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+        processor_kwargs={"images": images} if images else {},
+    )
+    return np.ravel(found["input_ids"]), np.ravel(found["assistant_masks"])
 
 
 def a_plan(rows: int, cols: int, config: mp.ModelConfig = TINY_SMOLVLM, global_tile: bool = True) -> mp.image.TilePlan:

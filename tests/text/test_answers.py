@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import multipatch_jax as mp
+from tests.helpers.text import their_assistant_mask
 from tests.helpers.tokenizer import CHAT_TEMPLATE
 
 # SmolVLM's template, with marks around what it writes behind "Assistant:" up to the end of the turn.
@@ -43,16 +44,9 @@ def test_they_are_the_references(name, model, photo):
     found = model.ours([chat], images, config=model.config)
     marked = dataclasses.replace(model.ours, chat_template=MARKED)
     assert marked.render(chat) == model.ours.render(chat)
-    expected = model.theirs.apply_chat_template(
-        chat,
-        chat_template=MARKED,
-        tokenize=True,
-        return_dict=True,
-        return_assistant_tokens_mask=True,
-        processor_kwargs={"images": images} if images else {},
-    )
-    np.testing.assert_array_equal(found.input_ids[0], np.ravel(expected["input_ids"]))
-    np.testing.assert_array_equal(found.assistant_mask[0], np.ravel(expected["assistant_masks"]))
+    ids, mask = their_assistant_mask(model, chat, MARKED, images)
+    np.testing.assert_array_equal(found.input_ids[0], ids)
+    np.testing.assert_array_equal(found.assistant_mask[0], mask)
     np.testing.assert_array_equal(found.assistant_mask, marked([chat], images, config=model.config).assistant_mask)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import multipatch_jax as mp
 from multipatch_jax.text import Processor
-from tests.helpers.text import their_inputs
+from tests.helpers.text import their_assistant_mask, their_inputs
 from tests.helpers.tokenizer import CHAT_TEMPLATE
 
 
@@ -151,17 +151,10 @@ def test_marks_are_the_references_after_images_too(model, photos):
         {"role": "assistant", "content": [text("é")]},
     ]
     images = [photos["cat"], photos["rocket"], photos["coffee"]]
-    expected = model.theirs.apply_chat_template(
-        chat,
-        chat_template=TEMPLATE_WITH_GENERATION,
-        tokenize=True,
-        return_dict=True,
-        return_assistant_tokens_mask=True,
-        processor_kwargs={"images": images},
-    )
+    ids, mask = their_assistant_mask(model, chat, TEMPLATE_WITH_GENERATION, images)
     got = ours([chat], images, config=model.config)
-    np.testing.assert_array_equal(got.input_ids[0], np.ravel(expected["input_ids"]))
-    np.testing.assert_array_equal(got.assistant_mask[0], np.ravel(expected["assistant_masks"]))
+    np.testing.assert_array_equal(got.input_ids[0], ids)
+    np.testing.assert_array_equal(got.assistant_mask[0], mask)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
