@@ -183,7 +183,8 @@ def run_on_this_gpu() -> tuple[Any, dict[str, float]]:
 
     from benchmarks.shared.kernels import kernel_seconds
     from multipatch_jax.encode import lower_encode_tiles, prepare_execution
-    from multipatch_jax.nn import KERNELS, init_params
+    from multipatch_jax.nn import KERNELS
+    from multipatch_jax.params import init_params
     from multipatch_jax.presets import SMOLVLM_256M
 
     params = jax.tree.map(lambda x: x.astype("bfloat16"), init_params(jax.random.key(0), SMOLVLM_256M))

@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     )
     from multipatch_jax.generate import Generator, text_features, text_logits
     from multipatch_jax.image import ImageError, load_image, plan_tiles, tile_image, tile_image_host
-    from multipatch_jax.nn import Compute, Idefics3Connector, MultiPatchVisionProcessor, init_params
+    from multipatch_jax.nn import Compute, Idefics3Connector, MultiPatchVisionProcessor
+    from multipatch_jax.params import init_params
     from multipatch_jax.presets import PRESETS
     from multipatch_jax.text import Processor, prepare_inputs
 
@@ -107,7 +108,8 @@ _HOMES = {
     ),
     "generate": ("Generator", "text_features", "text_logits"),
     "image": ("ImageError", "load_image", "plan_tiles", "tile_image", "tile_image_host"),
-    "nn": ("Compute", "Idefics3Connector", "MultiPatchVisionProcessor", "init_params"),
+    "nn": ("Compute", "Idefics3Connector", "MultiPatchVisionProcessor"),
+    "params": ("init_params",),
     "presets": ("PRESETS",),
     "text": ("Processor", "prepare_inputs"),
 }  # room -> the names that this module exports from it

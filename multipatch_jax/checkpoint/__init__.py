@@ -15,6 +15,7 @@ from multipatch_jax.checkpoint.pretrained import (
     save_pretrained,
 )
 from multipatch_jax.checkpoint.saved_folder import saved_parts
+from multipatch_jax.checkpoint.shipped import local_folder
 from multipatch_jax.checkpoint.whole import own_subtrees
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "fetch_if_there",
     "find_folder",
     "from_pretrained",
+    "local_folder",
     "own_subtrees",
     "read_config",
     "read_hf_config",

@@ -14,6 +14,7 @@ from multipatch_jax.checkpoint.hf_config import read_hf_config
 from multipatch_jax.checkpoint.hub import download, fetch_if_there
 from multipatch_jax.checkpoint.other_folder import other_folder
 from multipatch_jax.checkpoint.saved_folder import CONFIG_FILE, is_saved, load_saved, read_saved_config
+from multipatch_jax.checkpoint.shipped import local_folder
 from multipatch_jax.checkpoint.side_files import SIDE_FILES, copy_side_files
 from multipatch_jax.checkpoint.whole import check_whole, own_subtrees
 from multipatch_jax.config import DTYPES, ModelConfig
@@ -21,7 +22,6 @@ from multipatch_jax.files import new_folder, require_path
 from multipatch_jax.params import PARTS, check_parts, flatten, merge_lora, unflatten
 
 Shardings = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
-MODEL = "a model's folder or its hub id"
 
 
 def from_pretrained(
@@ -41,7 +41,8 @@ def from_pretrained(
 
     Args:
       name_or_path: a hub id ("HuggingFaceTB/SmolVLM-256M-Instruct"), a folder in Hugging Face's layout (config.json,
-        preprocessor_config.json, one or several .safetensors), or a folder that `save_pretrained` wrote.
+        preprocessor_config.json, one or several .safetensors), a folder that `save_pretrained` wrote, or
+        "multipatch/reader", the small model that comes with the package.
       dtype: dtype of the params ("bfloat16", "float32" or "float16"); None keeps the stored dtype and every bit.
       parts: which of "vision", "connector", "embeddings" and "text" to load, or "all". Only these are read from the
         disk, and only shards that hold them are downloaded. "text" (decoder and lm_head, or a retriever's projection)
@@ -67,11 +68,11 @@ def from_pretrained(
     dtype, parts = _check_dtype(dtype), _check_names(parts)
     if sharding is not None and not callable(sharding):
         raise ValueError(f"sharding must be a function (path, shape) -> sharding, got {type(sharding).__name__}.")
-    folder = require_path("name_or_path", name_or_path, MODEL)
+    folder = local_folder(name_or_path)
     hub = _hub_options(revision, token, cache_dir, local_files_only)
     if isinstance(ignore_keys, str) or not isinstance(ignore_keys, Collection):
         raise ValueError(f'ignore_keys must be a tuple of keys such as ("key",), got {ignore_keys!r:.50}.')
-    if not folder.is_dir():
+    if folder is None:
         folder = download(str(name_or_path), parts, ignore_keys=ignore_keys, **hub)
     config = read_config(folder, ignore_keys)
     parts = check_parts(config, parts)
@@ -95,14 +96,14 @@ def find_folder(
     local_files_only: bool = False,
     ignore_keys: Collection[str] = (),
 ) -> Path:
-    """Return the folder `name_or_path`, or the folder that a hub id is downloaded into.
+    """Return the folder `name_or_path`, that of a model of the package, or the one that a hub id is downloaded into.
 
     Of a hub id, the weights of `parts` are downloaded and the files that a processor needs, such as the tokenizer. The
     arguments are those of `from_pretrained`.
     """
-    folder = require_path("name_or_path", name_or_path, MODEL)
+    folder = local_folder(name_or_path)
     hub = _hub_options(revision, token, cache_dir, local_files_only)
-    if folder.is_dir():
+    if folder is not None:
         return folder
     from huggingface_hub import try_to_load_from_cache
 

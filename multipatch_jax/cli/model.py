@@ -18,9 +18,9 @@ def find_model(name: str, revision: str | None = None, parts: Iterable[str] = ("
       ValueError: `name` is a folder, which has no revisions.
       FileNotFoundError: it is neither, or cannot be downloaded.
     """
-    from multipatch_jax.checkpoint import find_folder  # slow to import
+    from multipatch_jax.checkpoint import find_folder, local_folder  # slow to import
 
-    if revision is not None and Path(name).is_dir():
+    if revision is not None and local_folder(name):
         raise ValueError(f"--revision is of a hub id, and {name} is a folder: leave it out.")
     return find_folder(name, parts, revision=revision)
 

@@ -1,10 +1,9 @@
 """`multipatch-jax plan`: print the tiles and tokens that an image of some size becomes."""
 
 import argparse
-from pathlib import Path
 
 import multipatch_jax as mp
-from multipatch_jax.checkpoint import read_config
+from multipatch_jax.checkpoint import local_folder, read_config
 from multipatch_jax.plot import describe
 
 HELP = "the tiles and tokens of an image, from its size alone"
@@ -29,8 +28,8 @@ def run(args: argparse.Namespace) -> None:
     """Print the plan, and the sizes of the image after each resize."""
     if args.model in mp.PRESETS:
         config = mp.PRESETS[args.model]
-    elif Path(args.model).is_dir():
-        config = read_config(Path(args.model))
+    elif folder := local_folder(args.model):
+        config = read_config(folder)
     else:
         raise FileNotFoundError(f"--model must be a folder or one of {', '.join(mp.PRESETS)}, got {args.model}.")
     plan = mp.plan_tiles(args.height, args.width, config.tiling)

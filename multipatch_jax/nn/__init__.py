@@ -11,7 +11,7 @@ from multipatch_jax.nn.connectors import CONNECTORS, connector_of
 from multipatch_jax.nn.encoders import ENCODERS
 from multipatch_jax.nn.kv_cache import KVCache, init_cache, split_layers
 from multipatch_jax.nn.llama import LlamaModel, logits
-from multipatch_jax.nn.model import MultiPatchVisionProcessor, init_params
+from multipatch_jax.nn.model import MultiPatchVisionProcessor
 from multipatch_jax.nn.platforms import Target, this_machine
 from multipatch_jax.nn.retrieval import retrieval_embeddings
 from multipatch_jax.nn.siglip import VisionTransformer
@@ -29,7 +29,6 @@ __all__ = [
     "VisionTransformer",
     "connector_of",
     "init_cache",
-    "init_params",
     "logits",
     "pixel_unshuffle",
     "resolve_compute",

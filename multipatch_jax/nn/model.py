@@ -1,13 +1,8 @@
 """The vision tower and the connector as one Flax module over one tile."""
 
-from typing import Any
-
-import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
-from multipatch_jax.arguments import require_key, require_type
 from multipatch_jax.config import ModelConfig
 from multipatch_jax.nn.compute import Compute
 from multipatch_jax.nn.connectors import connector_of
@@ -33,20 +28,3 @@ class MultiPatchVisionProcessor(nn.Module):
             pixel_values, pixel_attention_mask
         )
         return connector(self.config.connector, self.compute, name="connector")(features)
-
-
-def init_params(rng: jax.Array, config: ModelConfig) -> dict[str, Any]:
-    """Initialise random float32 params of the tower and connector.
-
-    They are for training from scratch, and for trying things out without a checkpoint.
-
-    Returns:
-      A nested dict with "vision_model" and "connector", whose arrays have the shapes that `config` asks for.
-
-    Raises:
-      ValueError: `rng` is no random key, or `config` no `ModelConfig`.
-    """
-    require_key("rng", rng)
-    require_type("config", config, ModelConfig)
-    tile = jnp.zeros((config.tiling.tile_size, config.tiling.tile_size, 3), jnp.float32)
-    return jax.jit(MultiPatchVisionProcessor(config).init)(rng, tile)["params"]

@@ -1,6 +1,7 @@
 """The params tree: names and shapes, checks, choosing what is trained, LoRA, and sharding over a mesh."""
 
 from multipatch_jax.params.check import check_params, mismatch_report
+from multipatch_jax.params.init import init_params
 from multipatch_jax.params.lora import add_lora, merge_lora
 from multipatch_jax.params.sharding import (
     BATCH,
@@ -47,6 +48,7 @@ __all__ = [
     "flatten",
     "from_params",
     "gather_fsdp",
+    "init_params",
     "kernel_mask",
     "local_rows",
     "make_mesh",

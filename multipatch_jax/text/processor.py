@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 
 from multipatch_jax.arguments import require_positive, require_type
+from multipatch_jax.checkpoint import local_folder
 from multipatch_jax.config import ModelConfig
 from multipatch_jax.image import TilePlan, load_image, plan_tiles
 from multipatch_jax.text.answers import answer_spans
@@ -88,7 +89,7 @@ class Processor:
         A chat template is a program that its author wrote: load those of checkpoints that you trust.
 
         Args:
-          name_or_path: a folder, one of `save_pretrained` too, or a hub id.
+          name_or_path: as in `from_pretrained`.
           revision, token, cache_dir, local_files_only: for a hub id, as in `from_pretrained`.
 
         Raises:
@@ -104,7 +105,7 @@ class Processor:
         if not isinstance(name_or_path, (str, os.PathLike)) or not str(name_or_path):
             raise ValueError(f"A Processor is loaded from a folder or a hub id, got {name_or_path!r:.60}.")
         hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-        folder = Path(name_or_path) if Path(name_or_path).is_dir() else download(str(name_or_path), **hub)
+        folder = local_folder(name_or_path) or download(str(name_or_path), **hub)
         tokenizer, settings = read_tokenizer(folder), read_settings(folder)
         special = settings.special_tokens
         pad_token_id = tokenizer.token_to_id(special["pad_token"]) if "pad_token" in special else None
