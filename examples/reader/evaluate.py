@@ -76,10 +76,8 @@ def main(argv: list[str] | None = None) -> None:
 
     tiled, squashed = generator(config), generator(global_only(config))
     few, many = (held_out_pages(args.pages, content, seed=args.seed) for content in (FEW, MANY))
-    print(
-        f"{args.model}, {jax.default_backend()}; {args.pages} pages of {SIZES[0]} to {SIZES[1]} pixels, seed {args.seed}"
-    )
-    print("scans: every fourth of scikit-learn's digits, none of which was trained on")
+    print(f"{args.model} on a {jax.default_backend().upper()}, {args.pages} pages, seed {args.seed}")
+    print(f"pages of {SIZES[0]} to {SIZES[1]} pixels a side; scans: every fourth of scikit-learn's digits, held out")
     print(f"up to {FEW.digits} digits in up to {FEW.numbers} numbers, read exactly:")
     print(f"  with tiles            {exact(tiled, few):6.1%}")
     print(f"  global tile alone     {exact(squashed, few):6.1%}")

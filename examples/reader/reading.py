@@ -1,5 +1,6 @@
 """The later stages' task: read a page, count its numbers, find the largest. Each page is a chat of three questions."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -8,6 +9,9 @@ import numpy as np
 import multipatch_jax as mp
 from examples.reader.model import COUNT, LARGEST, READ
 from examples.reader.pages import FEW, MANY, Content, Page, random_page
+
+# Tiles of a page, as often as pages of 300 to 1600 pixels have them.
+SHAPES = [(4, 4), (3, 4), (4, 3), (2, 4), (4, 2), (4, 4), (3, 4), (4, 3), (1, 4), (4, 1)]
 
 
 def answers(page: Page) -> dict[str, str]:
@@ -57,13 +61,22 @@ def small_batch(step: int, *, seed: int, config: mp.ModelConfig, processor: mp.P
     return make_batch(rng, rows, cols, 24, MANY if rng.random() < 0.3 else FEW, config, processor)
 
 
+def global_batch(step: int, *, seed: int, config: mp.ModelConfig, processor: mp.Processor) -> dict[str, np.ndarray]:
+    """Return a batch of pages of any shape, of which only the global tile is shown."""
+    rng = np.random.default_rng((seed, step, 4))
+    config = dataclasses.replace(config, tiling=dataclasses.replace(config.tiling, do_image_splitting=False))
+    sides = [rng.choice(SHAPES) for _ in range(64)]
+    chats = [random_chat(rng, *map(int, shape), FEW) for shape in sides]
+    return mp.train.chat_batch(chats, config=config, processor=processor, length=104, num_tiles=1)
+
+
 def batch(step: int, *, seed: int, config: mp.ModelConfig, processor: mp.Processor) -> dict[str, np.ndarray]:
     """Return a batch of pages of any shape: 5, 9, 13 or 17 tiles."""
     rng = np.random.default_rng((seed, step, 3))
-    rows, cols = [(4, 4), (3, 4), (4, 3), (2, 4), (4, 2), (4, 4), (3, 4), (4, 3), (1, 4), (4, 1)][step % 10]
+    rows, cols = SHAPES[step % len(SHAPES)]
     return make_batch(rng, rows, cols, 16, MANY if rng.random() < 0.3 else FEW, config, processor)
 
 
-def loss(params: Any, batch: Any, rng: Any, encode: Any, *, config: Any, compute: Any) -> tuple[jax.Array, jax.Array]:
+def loss(params: Any, batch: Any, rng: Any, encode: Any, *, config: Any) -> tuple[jax.Array, jax.Array]:
     """The language model's loss, of the answers alone."""
-    return mp.train.language_model_loss(params, batch, rng, encode, config=config, compute=compute)
+    return mp.train.language_model_loss(params, batch, rng, encode, config=config)

@@ -12,7 +12,7 @@ class Stage:
     """A stage of the training.
 
     Attributes:
-      loss: as `mp.train.make_train_step` takes it, with `config` and `compute`.
+      loss: as `mp.train.make_train_step` takes it, with `config`.
       batch: (step, seed, config, processor) -> the arrays of a step.
       trainable: the params that it trains.
       peak: the highest learning rate.
@@ -31,5 +31,7 @@ class Stage:
 STAGES = {
     "tower": Stage(tower.loss, tower.batch, "^(vision_model|connector|digit_head)/", 4e-3, 1500),
     "decoder": Stage(reading.loss, reading.small_batch, "^text_model/", 4e-3, 1500, after="tower"),
+    # A control, not a stage of the recipe: how much can be read from the global tile alone by weights that learned it?
+    "global": Stage(reading.loss, reading.global_batch, "^(vision_model|connector|text_model)/", 4e-3, 1500, "tower"),
     "whole": Stage(reading.loss, reading.batch, "^(vision_model|connector|text_model)/", 1.5e-3, 3000, after="decoder"),
 }

@@ -22,10 +22,9 @@ from optax.contrib import MuonDimensionNumbers, muon
 
 import multipatch_jax as mp
 from examples.reader import stages
+from examples.reader.ahead import made_ahead
 from examples.reader.model import reader_config, write_tokenizer
 from examples.reader.tower import SLOTS
-
-COMPUTE = mp.Compute(encoder="flax")
 
 
 def initial_params(seed: int, config: mp.ModelConfig) -> dict[str, Any]:
@@ -83,17 +82,20 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of params and pages (default: %(default)s)")
     parser.add_argument("--steps", type=int, help="of the whole stage (default: the recipe's)")
     parser.add_argument("--until", type=int, help="stop at this step, to go on later (default: the last)")
+    parser.add_argument(
+        "--workers", type=int, default=0, help="processes that draw pages ahead, for a GPU (default: %(default)s)"
+    )
     args = parser.parse_args(argv)
     config, stage = reader_config(), stages.STAGES[args.stage]
-    write_tokenizer(args.out / "tokenizer")
+    if not (args.out / "tokenizer").is_dir():
+        write_tokenizer(args.out / "tokenizer")
     processor = mp.Processor.from_pretrained(args.out / "tokenizer")
     num_steps = args.steps or stage.num_steps
     optimizer = make_optimizer(stage.peak, num_steps)
     step = mp.train.make_train_step(
-        functools.partial(stage.loss, config=config, compute=COMPUTE),
+        functools.partial(stage.loss, config=config),
         optimizer,
         config=config,
-        compute=COMPUTE,
         trainable=stage.trainable,
         max_norm=1.0,
     )
@@ -101,14 +103,19 @@ def main(argv: list[str] | None = None) -> None:
         _, params = mp.from_pretrained(args.out / f"{stage.after}-model", parts="all")
     else:
         params = initial_params(args.seed, config)
-    with mp.train.TrainCheckpoints(args.out / args.stage, config, keep_last=1) as checkpoints:
+    last = min(args.until or num_steps, num_steps)
+    batch = functools.partial(stage.batch, seed=args.seed, config=config, processor=processor)
+    with (
+        made_ahead(batch, args.workers, last) as batch_at,
+        mp.train.TrainCheckpoints(args.out / args.stage, config, keep_last=1) as checkpoints,
+    ):
         state = mp.train.init_train_state(params, optimizer, trainable=stage.trainable, rng=jax.random.key(args.seed))
         state = checkpoints.restore(state)
         state = mp.train.fit(
             step,
             state,
-            functools.partial(stage.batch, seed=args.seed, config=config, processor=processor),
-            num_steps=min(args.until or num_steps, num_steps),
+            batch_at,
+            num_steps=last,
             checkpoints=checkpoints,
             save_every=200,
             callback=functools.partial(_log, args.out / f"{args.stage}.csv", time.perf_counter()),

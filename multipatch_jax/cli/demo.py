@@ -1,4 +1,4 @@
-"""`multipatch-jax demo`: encode a photograph, and draw pictures of its tiles and tokens."""
+"""`multipatch-jax demo`: encode a photograph or read a page, and draw pictures of tiles and tokens."""
 
 import argparse
 import contextlib
@@ -12,47 +12,58 @@ import jax
 import multipatch_jax as mp
 from multipatch_jax.cli.destinations import check_files, check_new_folder
 from multipatch_jax.cli.model import is_watched
+from multipatch_jax.cli.reader import FILES, read_page
 from multipatch_jax.cli.tokens import write_tokens
 from multipatch_jax.plot import require_matplotlib
 from multipatch_jax.presets import SMOLVLM_256M
 
-HELP = "a photograph to tokens with SmolVLM-256M, and a picture of its tiles"
-EPILOG = "The weights are the published ones, or random if the hub does not answer at once."
+HELP = "a photograph to tokens with SmolVLM-256M, or a page of numbers read without a network"
+EPILOG = """With a connection, a photograph goes through SmolVLM-256M's published tower.
+If the hub does not answer at once, a small model that comes with the package reads a page of handwritten numbers."""
 MODEL = "HuggingFaceTB/SmolVLM-256M-Instruct"
 PATIENCE = 3  # seconds that the hub has for its answer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument("--random-weights", action="store_true", help="use random weights without asking the hub")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--reader", action="store_true", help="read the page without asking the hub")
+    kind.add_argument(
+        "--random-weights",
+        action="store_true",
+        help="the photograph, through random weights of SmolVLM-256M's shapes, without asking the hub",
+    )
     parser.add_argument(
         "--out", type=Path, default=Path("demo"), metavar="DIR", help="the folder to write into (default: %(default)s)"
     )
 
 
 def run(args: argparse.Namespace) -> None:
-    """Encode a photograph that comes with scikit-image."""
+    """Encode a photograph that comes with scikit-image, or read the page that comes with the package."""
     try:
         from skimage import data
     except ImportError:
         raise ValueError('the demo\'s photograph comes with scikit-image: pip install "multipatch_jax[demo]"') from None
     require_matplotlib()
-    files = {name: args.out / name for name in ("tokens.safetensors", "tiles.png", "pca.png")}
+    files = {name: args.out / name for name in FILES}
     if os.path.isdir(args.out):
         check_files({f"--out: {name}": file for name, file in files.items()})
     else:
         check_new_folder("--out", args.out)
-    found = None if args.random_weights else load_published()
-    if not args.random_weights and found is None:
-        print("The hub did not answer.")
+    found = None if args.random_weights or args.reader else load_published()
+    if found is None and not args.random_weights:
+        if not args.reader:
+            print("The hub did not answer.")
+        print("Reading a page of handwritten numbers with the small model that comes with the package.")
+        read_page(args.out, MODEL)
+        return
     if found is None:
         print(
-            "Using random weights (seed 0) of SmolVLM-256M's shapes: the tokens below mean nothing, but every step is"
+            "Using random weights (seed 0) of SmolVLM-256M's shapes: the tokens mean nothing, but every step is real."
         )
-        print("the real one.")
     config, params = found or (SMOLVLM_256M, mp.init_params(jax.random.key(0), SMOLVLM_256M))
     args.out.mkdir(parents=True, exist_ok=True)
-    out, overlay, pca = files.values()
+    out, overlay, pca = (args.out / name for name in FILES[:3])
     model = MODEL if found else "random weights"
     write_tokens([data.chelsea()], ["chelsea"], config, params, model=model, out=out, overlay=overlay, pca=pca)
 

@@ -1,5 +1,6 @@
 """Draw tiles and tokens: pictures with Pillow alone, and figures with matplotlib (the `demo` extra)."""
 
+from multipatch_jax.plot.answers import plot_answers
 from multipatch_jax.plot.figures import (
     plot_errors,
     plot_pca,
@@ -17,6 +18,7 @@ __all__ = [
     "describe",
     "draw_tiles",
     "pca_colors",
+    "plot_answers",
     "plot_errors",
     "plot_pca",
     "plot_progress",
