@@ -23,16 +23,23 @@ MOST_TRIES = 200
 
 @dataclasses.dataclass(frozen=True)
 class Content:
-    """How much is on a page: one to `numbers` numbers, one a line, with at most `digits` digits in all."""
+    """How much is on a page: one to `numbers` numbers, one a line, with one to `digits` digits in all.
 
-    digits: int = 6
-    numbers: int = 3
-    longest: int = 6  # digits of a number
+    Attributes:
+      longest: most digits of a number.
+      full: whether each number has any length, and not all digits together any sum; a page then has many more digits.
+    """
+
+    digits: int
+    numbers: int
+    longest: int = 6
+    full: bool = False
 
 
-FEW = Content()
+FEW = Content(digits=6, numbers=3)
 MANY = Content(digits=14, numbers=5)
-FULL = Content(digits=256, numbers=16, longest=24)  # to learn the shapes of digits: as many lines as the page holds
+DENSE = Content(digits=60, numbers=8, longest=12, full=True)  # to learn the order of reading: many labels a page
+FULL = Content(digits=999, numbers=99, longest=99, full=True)  # to learn the shapes of digits: as many as there is room
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,8 +91,11 @@ def random_page(rng: Generator, height: int, width: int, *, content: Content = F
 
 def _random_numbers(rng: Generator, content: Content, lines: int, most: int) -> tuple[str, ...]:
     """Return random numbers for at most `lines` lines of `most` digits; () where what was drawn does not fit."""
-    if content is FULL:
-        return tuple(_random_number(rng, int(length)) for length in rng.integers(1, most + 1, lines) if most)
+    if content.full:
+        count = min(lines, content.numbers) if content is FULL else int(rng.integers(1, content.numbers + 1))
+        lengths = rng.integers(1, max(min(content.longest, most), 1) + 1, count)
+        lengths = lengths[np.cumsum(lengths) <= content.digits]
+        return tuple(_random_number(rng, int(length)) for length in lengths) if len(lengths) <= lines else ()
     digits = int(rng.integers(1, content.digits + 1))
     count = int(rng.integers(1, min(content.numbers, digits) + 1))
     cuts = np.sort(rng.choice(np.arange(1, digits), count - 1, replace=False)) if count > 1 else np.zeros(0, int)

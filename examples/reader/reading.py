@@ -8,7 +8,7 @@ import numpy as np
 
 import multipatch_jax as mp
 from examples.reader.model import COUNT, LARGEST, READ
-from examples.reader.pages import FEW, MANY, Content, Page, random_page
+from examples.reader.pages import DENSE, FEW, MANY, Content, Page, random_page
 
 # Tiles of a page, as often as pages of 300 to 1600 pixels have them.
 SHAPES = [(4, 4), (3, 4), (4, 3), (2, 4), (4, 2), (4, 4), (3, 4), (4, 3), (1, 4), (4, 1)]
@@ -31,7 +31,10 @@ def chat(page: Page, questions: list[str]) -> mp.text.Chat:
 
 
 def random_chat(rng: np.random.Generator, rows: int, cols: int, content: Content) -> mp.text.Chat:
-    """Return a chat about a page whose tiles are `rows` x `cols`; reading is the first question two times in three."""
+    """Return a chat about a page whose tiles are `rows` x `cols`.
+
+    A dense page is only to be read; of others reading is the first question two times in three.
+    """
     long = int(rng.integers(256, 420))
     # Between two numbers of tiles, a little above the lower one; a page of one row or column still has room for a line.
     height, width = (
@@ -39,6 +42,8 @@ def random_chat(rng: np.random.Generator, rows: int, cols: int, content: Content
         for side in (rows, cols)
     )
     page = random_page(rng, height, width, content=content)
+    if content is DENSE:
+        return chat(page, [READ])
     others = [str(question) for question in rng.permutation([COUNT, LARGEST])]
     first = [READ, *others] if rng.random() < 2 / 3 else [others[0], READ, others[1]]
     return chat(page, first)
@@ -50,15 +55,15 @@ def make_batch(
     """Return the arrays of `number` chats about pages of one shape, padded to a length that depends on it alone."""
     chats = [random_chat(rng, rows, cols, content) for _ in range(number)]
     tiles = rows * cols + 1
-    length = tiles * (config.tiling.tokens_per_tile + 2) + 2 * rows + 72
+    length = tiles * (config.tiling.tokens_per_tile + 2) + 2 * rows + (96 if content is DENSE else 72)
     return mp.train.chat_batch(chats, config=config, processor=processor, length=length, num_tiles=tiles)
 
 
 def small_batch(step: int, *, seed: int, config: mp.ModelConfig, processor: mp.Processor) -> dict[str, np.ndarray]:
     """Return a batch of pages of 5 or 9 tiles."""
     rng = np.random.default_rng((seed, step, 2))
-    rows, cols = [(1, 4), (4, 1), (2, 4), (4, 2)][step % 4]
-    return make_batch(rng, rows, cols, 24, MANY if rng.random() < 0.3 else FEW, config, processor)
+    rows, cols = [(1, 4), (4, 1), (2, 4), (4, 2), (2, 4), (4, 2)][step % 6]
+    return make_batch(rng, rows, cols, 24, _some(rng, 0.6, 0.2), config, processor)
 
 
 def global_batch(step: int, *, seed: int, config: mp.ModelConfig, processor: mp.Processor) -> dict[str, np.ndarray]:
@@ -74,7 +79,13 @@ def batch(step: int, *, seed: int, config: mp.ModelConfig, processor: mp.Process
     """Return a batch of pages of any shape: 5, 9, 13 or 17 tiles."""
     rng = np.random.default_rng((seed, step, 3))
     rows, cols = SHAPES[step % len(SHAPES)]
-    return make_batch(rng, rows, cols, 16, MANY if rng.random() < 0.3 else FEW, config, processor)
+    return make_batch(rng, rows, cols, 16, _some(rng, 0.4, 0.3), config, processor)
+
+
+def _some(rng: np.random.Generator, dense: float, many: float) -> Content:
+    """Return what the pages of a batch hold: dense ones and those of many digits with these shares, or few digits."""
+    drawn = rng.random()
+    return DENSE if drawn < dense else MANY if drawn < dense + many else FEW
 
 
 def loss(params: Any, batch: Any, rng: Any, encode: Any, *, config: Any) -> tuple[jax.Array, jax.Array]:

@@ -10,9 +10,10 @@ from typing import Any
 import jax
 
 import multipatch_jax as mp
+from multipatch_jax.checkpoint import local_folder
 from multipatch_jax.cli.destinations import check_files, check_new_folder
 from multipatch_jax.cli.model import is_watched
-from multipatch_jax.cli.reader import FILES, read_page
+from multipatch_jax.cli.reader import FILES, READER, read_page
 from multipatch_jax.cli.tokens import write_tokens
 from multipatch_jax.plot import require_matplotlib
 from multipatch_jax.presets import SMOLVLM_256M
@@ -50,13 +51,20 @@ def run(args: argparse.Namespace) -> None:
         check_files({f"--out: {name}": file for name, file in files.items()})
     else:
         check_new_folder("--out", args.out)
-    found = None if args.random_weights or args.reader else load_published()
-    if found is None and not args.random_weights:
-        if not args.reader:
-            print("The hub did not answer.")
-        print("Reading a page of handwritten numbers with the small model that comes with the package.")
+    if args.reader:
         read_page(args.out, MODEL)
         return
+    found = None if args.random_weights else load_published()
+    if found is None and not args.random_weights:
+        print("The hub did not answer.")
+        try:
+            local_folder(READER)
+        except FileNotFoundError as error:
+            print(error)
+        else:
+            print("A small model that comes with the package reads a page of handwritten numbers.")
+            read_page(args.out, MODEL)
+            return
     if found is None:
         print(
             "Using random weights (seed 0) of SmolVLM-256M's shapes: the tokens mean nothing, but every step is real."

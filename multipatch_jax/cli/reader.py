@@ -29,6 +29,7 @@ def read_page(out: Path, real_model: str) -> None:
     with Image.open(folder / "page.png") as file:
         right, page = file.text["numbers"], mp.load_image(file)  # pyright: ignore[reportAttributeAccessIssue]
     config, params = mp.from_pretrained(READER, parts="all", dtype="float32")
+    out.mkdir(parents=True, exist_ok=True)
     tokens, overlay, pca, copy, answers = (out / name for name in FILES)
     write_tokens([page], ["page"], config, params, model=READER, out=tokens, overlay=overlay, pca=pca)
     with replace_file(copy) as picture:

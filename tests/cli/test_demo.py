@@ -1,5 +1,6 @@
 """`multipatch-jax demo`."""
 
+import re
 import socket
 import threading
 
@@ -8,14 +9,17 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
+from multipatch_jax.checkpoint import local_folder, shipped
 from multipatch_jax.cli.demo import load_published
+from multipatch_jax.cli.reader import FILES
+from tests.helpers.models import TINY_SMOLVLM
 from tests.helpers.processes import python_output
 
 
 def test_demo_on_random_weights_of_the_real_shapes(tmp_path):
     """The README's first command, in a process of its own: a real photograph through all of SmolVLM-256M's tower."""
     printed = python_output("-m", "multipatch_jax", "demo", "--random-weights", "--out", tmp_path / "demo")
-    assert "the tokens below mean nothing" in printed
+    assert "the tokens mean nothing" in printed
     assert "300 x 451 -> 3 x 4 tiles + global = 13 tiles, 832 tokens" in printed
     with safe_open(tmp_path / "demo" / "tokens.safetensors", "numpy") as file:
         tokens = file.get_tensor("tokens_0")
@@ -23,6 +27,50 @@ def test_demo_on_random_weights_of_the_real_shapes(tmp_path):
     assert np.isfinite(tokens).all()
     assert Image.open(tmp_path / "demo" / "tiles.png").width > 1000
     assert Image.open(tmp_path / "demo" / "pca.png").width > 500
+
+
+def test_demo_reads_a_page_without_a_network(tmp_path):
+    """The README's first command where the hub does not answer: the right answer on the screen and in a picture."""
+    out = tmp_path / "demo"
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
+    printed = python_output("-m", "multipatch_jax", "demo", "--out", out, changes=offline)
+    assert printed.startswith("The hub did not answer.\n")
+    with Image.open(local_folder("multipatch/reader") / "page.png") as page:
+        numbers = page.text["numbers"]
+    said = dict(re.findall(r"^  (.+?): +(.*)$", printed, re.MULTILINE))
+    assert said["with tiles"] == said["written on the page"] == numbers
+    assert said["from the global tile alone"] != numbers
+    assert "900 x 700 -> 4 x 4 tiles + global = 17 tiles, 272 tokens" in printed
+    assert {file.name for file in out.iterdir()} == set(FILES)
+    assert min(Image.open(out / "answers.png").size) > 300
+    assert Image.open(out / "page.png").size == (700, 900)
+    with safe_open(out / "tokens.safetensors", "numpy") as file:
+        assert file.get_tensor("tokens_0").shape == (272, 128)
+
+
+def test_demo_with_the_reader_says_what_to_do_next(run, tmp_path):
+    status, printed, _ = run("demo", "--reader", "--out", tmp_path / "demo")
+    assert status == 0
+    assert "The hub" not in printed
+    question = re.search(r"multipatch-jax (ask \S+page\.png) \"(.+?)\" --model reader", printed)
+    assert question
+    status, answer, _ = run(*question[1].split(), question[2], "--model", "reader")
+    assert status == 0
+    assert answer.strip() == "1729"
+
+
+def test_demo_without_the_models_files_takes_random_weights(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("multipatch_jax.cli.demo.load_published", lambda: None)
+    monkeypatch.setitem(shipped.NAMES, "multipatch/reader", "not-there")
+    monkeypatch.setattr("multipatch_jax.cli.demo.SMOLVLM_256M", TINY_SMOLVLM)
+    status, printed, _ = run("demo", "--out", tmp_path / "demo")
+    assert status == 0
+    assert "comes with the package, and its folder" in printed
+    assert "Using random weights" in printed
+    status, _, errors = run("demo", "--reader", "--out", tmp_path / "other")
+    assert status != 0
+    assert "is missing: install multipatch_jax again" in errors
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"])
