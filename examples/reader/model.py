@@ -56,7 +56,7 @@ def reader_config() -> mp.ModelConfig:
 
 
 def write_tokenizer(folder: Path) -> None:
-    """Write the tokenizer's files: bytes, digits one by one, and pieces of the words of the questions."""
+    """Write the files of tokenizer and processor: bytes, digits one by one, and pieces of the questions' words."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -77,4 +77,6 @@ def write_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(SETTINGS, indent=2) + "\n")
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     settings = {"eos_token_id": SPECIAL.index(SETTINGS["eos_token"]), "pad_token_id": 2, "max_new_tokens": 64}
+    processor = {"processor_class": "Idefics3Processor", "image_seq_len": reader_config().tiling.tokens_per_tile}
+    (folder / "processor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
     (folder / "generation_config.json").write_text(json.dumps(settings, indent=2) + "\n")

@@ -15,7 +15,7 @@ from examples.reader.pages import draw_page
 from multipatch_jax.files import new_folder
 
 CARD = Path(__file__).parent / "model_card.md"
-PAGE_SIZE, PAGE_SEED, PAGE_NUMBERS = (900, 700), 3, ("1729", "42", "8675309"[:3])
+PAGE_SIZE, PAGE_SEED, PAGE_NUMBERS = (900, 700), 45, ("42", "508", "7")
 
 
 def write_page(file: Path) -> None:

@@ -56,7 +56,7 @@ def test_demo_with_the_reader_says_what_to_do_next(run, tmp_path):
     assert question
     status, answer, _ = run(*question[1].split(), question[2], "--model", "reader")
     assert status == 0
-    assert answer.strip() == "1729"
+    assert answer.strip() == "508"
 
 
 def test_demo_without_the_models_files_takes_random_weights(run, tmp_path, monkeypatch):
