@@ -26,7 +26,12 @@ TRAINING_PAGES = 2000  # whose most frequent answer is the constant guess
 def held_out_pages(number: int, content: Content, *, seed: int, held_out: bool = True) -> list[Page]:
     """Return pages of random sizes; those of one seed are the same on every machine."""
     rng = np.random.default_rng((seed, 100))
-    return [random_page(rng, *random_size(rng, *SIZES), content=content, held_out=held_out) for _ in range(number)]
+    return [_page(rng, content, held_out) for _ in range(number)]
+
+
+def _page(rng: np.random.Generator, content: Content, held_out: bool) -> Page:
+    height, width = random_size(rng, *SIZES)
+    return random_page(rng, height, width, content=content, held_out=held_out)
 
 
 def answer(generator: mp.Generator, pages: Sequence[Page], question: str) -> list[str]:

@@ -64,7 +64,7 @@ def scans(held_out: bool) -> tuple[Float32[np.ndarray, "number 8 8"], ...]:
     """Return the scans of each digit, 0 to 9, with ink from 0 to 1: every fourth scan, or the other three."""
     from sklearn.datasets import load_digits
 
-    data = load_digits()
+    data: Any = load_digits()
     chosen = (np.arange(len(data.target)) % 4 == 3) == held_out
     images = (data.images / 16).astype(np.float32)
     return tuple(images[chosen & (data.target == digit)] for digit in range(10))

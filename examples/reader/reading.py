@@ -71,7 +71,7 @@ def global_batch(step: int, *, seed: int, config: mp.ModelConfig, processor: mp.
     rng = np.random.default_rng((seed, step, 4))
     config = dataclasses.replace(config, tiling=dataclasses.replace(config.tiling, do_image_splitting=False))
     sides = [rng.choice(SHAPES) for _ in range(64)]
-    chats = [random_chat(rng, *map(int, shape), FEW) for shape in sides]
+    chats = [random_chat(rng, int(rows), int(cols), FEW) for rows, cols in sides]
     return mp.train.chat_batch(chats, config=config, processor=processor, length=104, num_tiles=1)
 
 

@@ -20,7 +20,7 @@ PAGE_SIZE, PAGE_SEED, PAGE_NUMBERS = (900, 700), 45, ("42", "508", "7")
 
 def write_page(file: Path) -> None:
     """Draw a page of held-out scans; the right answer is in the PNG's text "numbers"."""
-    page = draw_page(np.random.default_rng(PAGE_SEED), *PAGE_SIZE, PAGE_NUMBERS, held_out=True)
+    page = draw_page(np.random.default_rng(PAGE_SEED), PAGE_SIZE[0], PAGE_SIZE[1], PAGE_NUMBERS, held_out=True)
     said = PngImagePlugin.PngInfo()
     said.add_text("numbers", " ".join(page.numbers))
     Image.fromarray(page.pixels).quantize(64).save(file, pnginfo=said, optimize=True)

@@ -49,8 +49,9 @@ def batch(step: int, *, seed: int, config: mp.ModelConfig, tiles: int = 128, hel
     found: list[Any] = []
     labels: list[Any] = []
     while sum(map(len, found)) < tiles:
-        page = random_page(rng, *random_size(rng, 110, 400), content=FULL, held_out=held_out)
-        plan = mp.plan_tiles(*page.pixels.shape[:2], config.tiling)
+        height, width = random_size(rng, 110, 400)
+        page = random_page(rng, height, width, content=FULL, held_out=held_out)
+        plan = mp.plan_tiles(height, width, config.tiling)
         found.append(mp.tile_image_host(page.pixels, config.tiling)[: plan.rows * plan.cols])
         labels.append(cell_labels(page, plan, config))
     return {"tiles": np.concatenate(found)[:tiles], "labels": np.concatenate(labels)[:tiles]}

@@ -7,7 +7,7 @@ from typing import Any
 from PIL import Image
 
 import multipatch_jax as mp
-from multipatch_jax.checkpoint import local_folder
+from multipatch_jax.checkpoint import find_folder
 from multipatch_jax.cli.tokens import write_tokens
 from multipatch_jax.files import replace_file
 from multipatch_jax.plot import plot_answers
@@ -24,10 +24,8 @@ def read_page(out: Path, real_model: str) -> None:
       out: the folder to write `FILES` into.
       real_model: the hub id to name as the next step.
     """
-    folder = local_folder(READER)
-    assert folder is not None
-    with Image.open(folder / "page.png") as file:
-        right, page = file.text["numbers"], mp.load_image(file)  # pyright: ignore[reportAttributeAccessIssue]
+    with Image.open(find_folder(READER) / "page.png") as file:
+        right, page = file.info["numbers"], mp.load_image(file)
     config, params = mp.from_pretrained(READER, parts="all", dtype="float32")
     out.mkdir(parents=True, exist_ok=True)
     tokens, overlay, pca, copy, answers = (out / name for name in FILES)
@@ -41,7 +39,10 @@ def read_page(out: Path, real_model: str) -> None:
     print(f"  with tiles:                  {said[0]}")
     print(f"  from the global tile alone:  {said[1]}")
     print(f"  written on the page:         {right}\n")
-    plan, whole = mp.plan_tiles(*page.shape[:2], config.tiling), mp.tile_image_host(page, config.tiling)[-1]
+    plan, whole = (
+        mp.plan_tiles(page.shape[0], page.shape[1], config.tiling),
+        mp.tile_image_host(page, config.tiling)[-1],
+    )
     with replace_file(answers) as picture:
         plot_answers(page, whole, plan, (said[0], said[1])).savefig(picture)
     print(f"wrote {answers}")

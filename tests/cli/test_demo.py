@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
-from multipatch_jax.checkpoint import local_folder, shipped
+from multipatch_jax.checkpoint import find_folder, shipped
 from multipatch_jax.cli.demo import load_published
 from multipatch_jax.cli.reader import FILES
 from tests.helpers.models import TINY_SMOLVLM
@@ -35,8 +35,8 @@ def test_demo_reads_a_page_without_a_network(tmp_path):
     offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
     printed = python_output("-m", "multipatch_jax", "demo", "--out", out, changes=offline)
     assert printed.startswith("The hub did not answer.\n")
-    with Image.open(local_folder("multipatch/reader") / "page.png") as page:
-        numbers = page.text["numbers"]
+    with Image.open(find_folder("multipatch/reader") / "page.png") as page:
+        numbers = page.info["numbers"]
     said = dict(re.findall(r"^  (.+?): +(.*)$", printed, re.MULTILINE))
     assert said["with tiles"] == said["written on the page"] == numbers
     assert said["from the global tile alone"] != numbers

@@ -10,6 +10,7 @@ import multipatch_jax as mp
 from tests.helpers.models import TINY_SMOLVLM
 
 KEY = jax.random.key(0)
+assert TINY_SMOLVLM.text is not None
 UNTIED = dataclasses.replace(TINY_SMOLVLM, text=dataclasses.replace(TINY_SMOLVLM.text, tie_word_embeddings=False))
 RETRIEVER = dataclasses.replace(UNTIED, embedding_size=32)
 

@@ -54,8 +54,8 @@ def test_a_page_too_narrow_for_a_digit_is_refused():
 @pytest.mark.parametrize("size", [(400, 400), (400, 90), (150, 420), (300, 410)])
 def test_every_digit_is_the_label_of_one_cell(size):
     """Its centre is in one half of one cell; cells beside an edge that cuts it may have it once more, as cut."""
-    page = pages.random_page(np.random.default_rng(1), *size, content=pages.MANY)
-    plan = mp.plan_tiles(*size, CONFIG.tiling)
+    page = pages.random_page(np.random.default_rng(1), size[0], size[1], content=pages.MANY)
+    plan = mp.plan_tiles(size[0], size[1], CONFIG.tiling)
     labels = tower.cell_labels(page, plan, CONFIG)
     assert labels.shape == (plan.rows * plan.cols, 16, 3)
     found = labels[..., : tower.CUT]
@@ -83,7 +83,7 @@ def test_answers_are_those_of_the_page():
 @pytest.mark.parametrize("shape", sorted(set(reading.SHAPES)))
 def test_a_chat_has_a_page_of_the_tiles_asked_for(shape):
     for seed in range(20):
-        chat = reading.random_chat(np.random.default_rng(seed), *shape, pages.MANY)
+        chat = reading.random_chat(np.random.default_rng(seed), shape[0], shape[1], pages.MANY)
         image = chat[0]["content"][0]["image"]
-        plan = mp.plan_tiles(*image.shape[:2], CONFIG.tiling)
+        plan = mp.plan_tiles(image.shape[0], image.shape[1], CONFIG.tiling)
         assert (plan.rows, plan.cols) == shape

@@ -8,7 +8,7 @@ from skimage import data
 import multipatch_jax as mp
 from examples.reader import evaluate, pages
 from examples.reader.model import COUNT, LARGEST, READ
-from multipatch_jax.checkpoint import local_folder, shipped
+from multipatch_jax.checkpoint import find_folder, local_folder, shipped
 
 READER = "multipatch/reader"
 # Pages of held-out scans that are read exactly, of 17, 5, 9 and 13 tiles.
@@ -24,7 +24,7 @@ KERNELS = {
 
 def fixed_pages():
     return [
-        pages.draw_page(np.random.default_rng(seed), *size, numbers, held_out=True)
+        pages.draw_page(np.random.default_rng(seed), size[0], size[1], numbers, held_out=True)
         for seed, (size, numbers) in enumerate(FIXED)
     ]
 
@@ -43,7 +43,7 @@ def generator():
 
 
 def test_it_is_small_and_whole():
-    folder = local_folder(READER)
+    folder = find_folder(READER)
     assert sum(file.stat().st_size for file in folder.iterdir()) <= 6e6
     config, params = mp.from_pretrained(READER, parts="all")
     assert 1e6 <= sum(x.size for x in mp.params.flatten(params).values()) <= 4e6
@@ -75,8 +75,8 @@ def test_the_global_tile_alone_is_not_enough(generator):
 
 
 def test_the_page_of_the_demo_is_read(generator):
-    with Image.open(local_folder(READER) / "page.png") as file:
-        numbers, page = file.text["numbers"], mp.load_image(file)
+    with Image.open(find_folder(READER) / "page.png") as file:
+        numbers, page = file.info["numbers"], mp.load_image(file)
     (answer,) = generator.generate([chat(READ)], [page])
     assert answer.text.strip() == numbers
     assert len(numbers.split()) == 3
@@ -110,7 +110,7 @@ def test_transformers_answers_the_same(generator, tmp_path):
     torch = pytest.importorskip("torch", reason="compares with the reference")
     transformers = pytest.importorskip("transformers")
     config, params = mp.from_pretrained(READER, parts="all", dtype="float32")
-    mp.export_hf(tmp_path / "hf", config, params, base=local_folder(READER))
+    mp.export_hf(tmp_path / "hf", config, params, base=find_folder(READER))
     theirs = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / "hf", dtype=torch.float32).eval()
     processor = transformers.AutoProcessor.from_pretrained(tmp_path / "hf")
     images = [page.pixels for page in fixed_pages()]
