@@ -39,12 +39,10 @@ def read_page(out: Path, real_model: str) -> None:
     print(f"  with tiles:                  {said[0]}")
     print(f"  from the global tile alone:  {said[1]}")
     print(f"  written on the page:         {right}\n")
-    plan, whole = (
-        mp.plan_tiles(page.shape[0], page.shape[1], config.tiling),
-        mp.tile_image_host(page, config.tiling)[-1],
-    )
+    plan = mp.plan_tiles(page.shape[0], page.shape[1], config.tiling)
+    global_tile = mp.tile_image_host(page, config.tiling)[-1]
     with replace_file(answers) as picture:
-        plot_answers(page, whole, plan, (said[0], said[1])).savefig(picture)
+        plot_answers(page, global_tile, plan, (said[0], said[1])).savefig(picture)
     print(f"wrote {answers}")
     print("This model only reads numbers. Ask it about the page yourself, or ask the real one about a photograph:")
     print(f'  multipatch-jax ask {copy} "Which number is the largest?" --model reader')

@@ -61,7 +61,7 @@ def test_fixed_pages_are_read_exactly(kernel):
 
 def test_held_out_scans_are_read(generator):
     """Floors under what `python -m examples.reader.evaluate` measures on more pages."""
-    few = evaluate.held_out_pages(48, pages.FEW, seed=11)
+    few = evaluate.random_pages(48, pages.FEW, seed=11)
     assert evaluate.exact(generator, few) >= 0.8
     assert evaluate.exact(generator, few, COUNT) >= 0.8
     assert evaluate.exact(generator, few, LARGEST) >= 0.7
@@ -71,7 +71,7 @@ def test_the_global_tile_alone_is_not_enough(generator):
     _, params = mp.from_pretrained(READER, parts="all", dtype="float32")
     config, processor = evaluate.global_only(generator.config), generator.processor
     blind = mp.Generator(params, config=config, processor=processor, max_length=512, batch_size=4)
-    assert evaluate.exact(blind, evaluate.held_out_pages(24, pages.FEW, seed=11)) <= 0.2
+    assert evaluate.exact(blind, evaluate.random_pages(24, pages.FEW, seed=11)) <= 0.2
 
 
 def test_the_page_of_the_demo_is_read(generator):
