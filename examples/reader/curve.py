@@ -1,4 +1,4 @@
-"""Draw the curves of a training run: the loss of each stage, of one seed or of several.
+"""Draw the loss of each stage of a training run, or of several runs, and print where it begins and ends.
 
 python -m examples.reader.curve --out curve.png reader-run other-seed
 """
@@ -12,12 +12,17 @@ from matplotlib.figure import Figure
 
 from examples.reader.stages import STAGES
 
+LAST = 50  # steps whose mean loss is printed
 
-def losses(file: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return the steps and the losses of a stage; a step that was made again after a stop counts once."""
-    with file.open(newline="") as rows:
-        found = {int(row[0]): float(row[1]) for row in csv.reader(rows)}
-    return np.array(sorted(found)), np.array([found[step] for step in sorted(found)])
+
+def losses(file: Path) -> tuple[np.ndarray, np.ndarray, float]:
+    """Return the steps and losses of a stage, and the minutes it took; a step made again after a stop counts once."""
+    with file.open(newline="") as lines:
+        rows = [(int(row[0]), float(row[1]), float(row[3])) for row in csv.reader(lines)]
+    found = {step: loss for step, loss, _ in rows}
+    seconds = np.array([row[2] for row in rows])
+    ends = np.append(seconds[1:] < seconds[:-1], True)  # of each process: the next one counts from 0
+    return np.array(sorted(found)), np.array([found[step] for step in sorted(found)]), float(seconds[ends].sum()) / 60
 
 
 def smooth(values: np.ndarray, width: int = 25) -> np.ndarray:
@@ -29,7 +34,7 @@ def smooth(values: np.ndarray, width: int = 25) -> np.ndarray:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Write the picture."""
+    """Write the picture, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="folders of runs")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.png", help="the picture to write")
@@ -39,7 +44,11 @@ def main(argv: list[str] | None = None) -> None:
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         for run in args.runs:
             if (run / f"{name}.csv").is_file():
-                steps, values = losses(run / f"{name}.csv")
+                steps, values, minutes = losses(run / f"{name}.csv")
+                print(
+                    f"{run.name} {name:<8} {steps[-1]:5} steps in {minutes:4.1f} minutes, "
+                    f"loss {values[0]:.2f} at first and {values[-LAST:].mean():.3f} over the last {LAST} steps"
+                )
                 axes.plot(steps, smooth(values), linewidth=1.2, label=run.name)
         axes.set(title=name, xlabel="step", ylabel="loss", yscale="log")
         axes.spines[["top", "right"]].set_visible(False)

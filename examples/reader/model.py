@@ -76,7 +76,8 @@ def write_tokenizer(folder: Path) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps(SETTINGS, indent=2) + "\n")
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
-    settings = {"eos_token_id": SPECIAL.index(SETTINGS["eos_token"]), "pad_token_id": 2, "max_new_tokens": 64}
+    settings = {"eos_token_id": SPECIAL.index(SETTINGS["eos_token"]), "max_new_tokens": 64}
+    settings["pad_token_id"] = SPECIAL.index(SETTINGS["pad_token"])
     processor = {"processor_class": "Idefics3Processor", "image_seq_len": reader_config().tiling.tokens_per_tile}
     (folder / "processor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
     (folder / "generation_config.json").write_text(json.dumps(settings, indent=2) + "\n")

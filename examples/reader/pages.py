@@ -23,15 +23,17 @@ MOST_TRIES = 200
 
 @dataclasses.dataclass(frozen=True)
 class Content:
-    """How much is on a page: one to `numbers` numbers, one a line, with one to `digits` digits in all.
+    """How much is on a page.
 
     Attributes:
+      digits: most digits of all numbers together. Their sum is drawn evenly, from 1 on.
+      numbers: most numbers, one a line. None fills the lines that the page has.
       longest: most digits of a number.
-      full: whether each number has any length, and not all digits together any sum; a page then has many more digits.
+      full: whether the length of each number is drawn evenly, and not the sum; a page then has many more digits.
     """
 
     digits: int
-    numbers: int
+    numbers: int | None
     longest: int = 6
     full: bool = False
 
@@ -39,7 +41,7 @@ class Content:
 FEW = Content(digits=6, numbers=3)
 MANY = Content(digits=14, numbers=5)
 DENSE = Content(digits=60, numbers=8, longest=12, full=True)  # to learn the order of reading: many labels a page
-FULL = Content(digits=999, numbers=99, longest=99, full=True)  # to learn the shapes of digits: as many as there is room
+FULL = Content(digits=999, numbers=None, longest=99, full=True)  # to learn the shapes of digits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,13 +52,11 @@ class Page:
       pixels: of the page.
       numbers: from top to bottom.
       centres: x and y of the centre of each digit, as fractions of the width and the height, in reading order.
-      digit_height: of its digits, as a fraction of the height.
     """
 
     pixels: UInt8[np.ndarray, "H W 3"]
     numbers: tuple[str, ...]
     centres: Float[np.ndarray, "digits 2"]
-    digit_height: float
 
 
 @functools.cache
@@ -92,15 +92,15 @@ def random_page(rng: Generator, height: int, width: int, *, content: Content = F
 def _random_numbers(rng: Generator, content: Content, lines: int, most: int) -> tuple[str, ...]:
     """Return random numbers for at most `lines` lines of `most` digits; () where what was drawn does not fit."""
     if content.full:
-        count = min(lines, content.numbers) if content is FULL else int(rng.integers(1, content.numbers + 1))
+        count = lines if content.numbers is None else int(rng.integers(1, content.numbers + 1))
         lengths = rng.integers(1, max(min(content.longest, most), 1) + 1, count)
         lengths = lengths[np.cumsum(lengths) <= content.digits]
-        return tuple(_random_number(rng, int(length)) for length in lengths) if len(lengths) <= lines else ()
-    digits = int(rng.integers(1, content.digits + 1))
-    count = int(rng.integers(1, min(content.numbers, digits) + 1))
-    cuts = np.sort(rng.choice(np.arange(1, digits), count - 1, replace=False)) if count > 1 else np.zeros(0, int)
-    lengths = np.diff([0, *cuts, digits])
-    if count > lines or lengths.max() > content.longest:
+    else:
+        digits = int(rng.integers(1, content.digits + 1))
+        count = int(rng.integers(1, min(content.numbers or lines, digits) + 1))
+        cuts = np.sort(rng.choice(np.arange(1, digits), count - 1, replace=False)) if count > 1 else ()
+        lengths = np.diff([0, *cuts, digits])
+    if len(lengths) > lines or max(lengths, default=0) > content.longest:
         return ()
     return tuple(_random_number(rng, int(length)) for length in lengths)
 
@@ -140,7 +140,7 @@ def draw_page(
             y = top + digit * (0.5 * LEADING + rng.normal(0, 0.03))
             centres.append((x / wide, y / tall))
             _add_digit(rng, ink, scans(held_out)[int(name)], x * scale, y * scale, digit * scale)
-    return Page(_on_paper(rng, ink), numbers, np.array(centres), digit / tall)
+    return Page(_on_paper(rng, ink), numbers, np.array(centres))
 
 
 def _add_digit(rng: Generator, ink: Any, choices: Any, x: float, y: float, size: float) -> None:
@@ -152,9 +152,8 @@ def _add_digit(rng: Generator, ink: Any, choices: Any, x: float, y: float, size:
     angle, slant = rng.normal(0, 0.06), rng.normal(0, 0.08)
     grow = rng.uniform(0.92, 1.08, 2)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    matrix = (
-        turn @ np.array([[1, slant], [0, 1]]) @ np.diag(8 / (size * grow))
-    )  # a pixel of the page to one of the scan
+    # From a pixel of the page to one of the scan.
+    matrix = turn @ np.array([[1, slant], [0, 1]]) @ np.diag(8 / (size * grow))
     offset = 6 - matrix @ np.array([x - left, y - top])
     coefficients = (*matrix[0], offset[0], *matrix[1], offset[1])
     drawn = Image.fromarray(padded).transform(
@@ -174,13 +173,8 @@ def _on_paper(rng: Generator, ink: Float32[np.ndarray, "H W"]) -> UInt8[np.ndarr
     paper, colour = rng.uniform(190, 255) + rng.uniform(-12, 0, 3), rng.uniform(0, 70, 3)
     darkness = rng.uniform(0.75, 1.0)
     slope = rng.uniform(-0.12, 0.12, 2)
-    light = (
-        1
-        - np.abs(slope).sum()
-        + (
-            slope[0] * np.linspace(-1, 1, width, dtype=np.float32) + slope[1] * np.linspace(-1, 1, height)[:, None]
-        ).astype(np.float32)
-    )
+    across, down = np.linspace(-1, 1, width, dtype=np.float32), np.linspace(-1, 1, height)[:, None]
+    light = 1 - np.abs(slope).sum() + (slope[0] * across + slope[1] * down).astype(np.float32)
     cover = (ink * darkness)[..., None]
     pixels = (paper * (1 - cover) + colour * cover).astype(np.float32) * light[..., None]
     pixels += rng.standard_normal((height, width, 1), np.float32) * rng.uniform(0, 8)

@@ -12,7 +12,6 @@ from PIL import Image, PngImagePlugin
 
 import multipatch_jax as mp
 from examples.reader.pages import draw_page
-from multipatch_jax.files import new_folder
 
 CARD = Path(__file__).parent / "model_card.md"
 PAGE_SIZE, PAGE_SEED, PAGE_NUMBERS = (900, 700), 45, ("42", "508", "7")
@@ -34,11 +33,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     config, params = mp.from_pretrained(args.model, parts="all")
     del params["digit_head"]  # of the first stage
-    with new_folder(args.out) as folder:
-        folder.rmdir()
-        mp.export_hf(folder, config, params, base=args.model, dtype="bfloat16")
-        shutil.copyfile(CARD, folder / "README.md")
-        write_page(folder / "page.png")
+    mp.export_hf(args.out, config, params, base=args.model, dtype="bfloat16")
+    shutil.copyfile(CARD, args.out / "README.md")
+    write_page(args.out / "page.png")
     size = sum(file.stat().st_size for file in args.out.iterdir())
     print(f"wrote {args.out}: {sum(x.size for x in mp.params.flatten(params).values()):,} params, {size / 1e6:.1f} MB")
 

@@ -31,7 +31,7 @@ class Stage:
 STAGES = {
     "tower": Stage(tower.loss, tower.batch, "^(vision_model|connector|digit_head)/", 4e-3, 1000),
     "decoder": Stage(reading.loss, reading.small_batch, "^text_model/", 4e-3, 1200, after="tower"),
+    "whole": Stage(reading.loss, reading.batch, "^(vision_model|connector|text_model)/", 1.5e-3, 1200, after="decoder"),
     # A control, not a stage of the recipe: how much can be read from the global tile alone by weights that learned it?
     "global": Stage(reading.loss, reading.global_batch, "^(vision_model|connector|text_model)/", 4e-3, 500, "tower"),
-    "whole": Stage(reading.loss, reading.batch, "^(vision_model|connector|text_model)/", 1.5e-3, 1200, after="decoder"),
 }

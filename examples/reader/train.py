@@ -4,7 +4,8 @@
   python -m examples.reader.train --stage decoder
   python -m examples.reader.train --stage whole
 
-A stage starts from the last checkpoint of the stage before. README.md in this folder says what each learns, and why.
+A stage starts from the model that the stage before it has saved at its end. README.md in this folder says what each
+learns, and why.
 """
 
 import argparse
@@ -87,6 +88,9 @@ def main(argv: list[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     config, stage = reader_config(), stages.STAGES[args.stage]
+    before = args.out / f"{stage.after}-model"
+    if stage.after and not before.is_dir():
+        parser.error(f"this stage starts from {before}, which is not there: finish --stage {stage.after} first")
     if not (args.out / "tokenizer").is_dir():
         write_tokenizer(args.out / "tokenizer")
     processor = mp.Processor.from_pretrained(args.out / "tokenizer")
@@ -100,7 +104,7 @@ def main(argv: list[str] | None = None) -> None:
         max_norm=1.0,
     )
     if stage.after:
-        _, params = mp.from_pretrained(args.out / f"{stage.after}-model", parts="all")
+        _, params = mp.from_pretrained(before, parts="all")
     else:
         params = initial_params(args.seed, config)
     last = min(args.until or num_steps, num_steps)
@@ -126,6 +130,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _log(file: Path, start: float, step: int, metrics: dict[str, float]) -> None:
+    """Append a line: the step, its loss, the norm of its gradient, and the seconds since the process began."""
     with file.open("a", newline="") as out:
         csv.writer(out).writerow(
             [step, f"{metrics['loss']:.5f}", f"{metrics['grad_norm']:.4f}", f"{time.perf_counter() - start:.1f}"]

@@ -29,7 +29,8 @@ for example:
   multipatch-jax ask cat.jpg "What is this?" --model HuggingFaceTB/SmolVLM-256M-Instruct
   multipatch-jax ask before.jpg after.jpg "What has changed?" --model smolvlm-256m --max-tokens 200
   multipatch-jax ask cat.jpg "What is this?" --model smolvlm-256m --heatmap looked-at.png
-  multipatch-jax ask cat.jpg --model smolvlm-256m"""
+  multipatch-jax ask cat.jpg --model smolvlm-256m
+  multipatch-jax ask demo/page.png "Read the numbers." --model reader   (a small model, no network)"""
 NAME = "multipatch-jax ask"
 CHAT_ANSWERS = 4  # a chat has room for so many of the longest answers, at least
 LEAST_LENGTH = 2048  # columns of a cache; a longer chat gets a power of two, so that few programs serve all
@@ -39,7 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.usage = "%(prog)s PHOTO... [QUESTION] --model DIR_OR_ID [options]"
     parser.add_argument("words", nargs="+", metavar="PHOTO", help="any file that Pillow reads; the question comes last")
-    parser.add_argument("--model", required=True, metavar="DIR_OR_ID", help="a converted or Hugging Face folder, or id")
+    parser.add_argument(
+        "--model", required=True, metavar="DIR_OR_ID", help="a converted or Hugging Face folder, an id, or reader"
+    )
     add_revision(parser)
     parser.add_argument(
         "--max-tokens", type=int, default=256, metavar="N", help="most tokens of the answer (default: %(default)s)"

@@ -11,10 +11,10 @@ from multipatch_jax.arguments import require_key, require_type
 from multipatch_jax.config import ModelConfig
 from multipatch_jax.nn import MultiPatchVisionProcessor
 from multipatch_jax.params.table import check_parts, param_shapes
-from multipatch_jax.params.tree import Params, unflatten
+from multipatch_jax.params.tree import Params, flatten, unflatten
 
 EMBEDDING_STD = 0.02  # the reference's `initializer_range`
-_ROOTS = {"vision": "vision_model", "connector": "connector"}  # part: its place in params
+LANGUAGE = ("text_model/", "lm_head/", "linear/")  # the paths that `MultiPatchVisionProcessor` does not have
 
 
 def init_params(
@@ -36,16 +36,14 @@ def init_params(
     """
     require_key("rng", rng)
     require_type("config", config, ModelConfig)
-    chosen = check_parts(config, parts)
-    params: Params = {}
-    if "vision" in chosen or "connector" in chosen:
+    shapes = param_shapes(config, check_parts(config, parts))
+    made: Params = {}
+    if any(not path.startswith(LANGUAGE) for path in shapes):
         tile = jnp.zeros((config.tiling.tile_size, config.tiling.tile_size, 3), jnp.float32)
-        made = jax.jit(MultiPatchVisionProcessor(config).init)(rng, tile)["params"]
-        params |= {name: made[name] for part, name in _ROOTS.items() if part in chosen}
-    if language := tuple(part for part in chosen if part not in _ROOTS):
-        shapes = param_shapes(config, language)
-        params |= unflatten({path: _init_language(rng, path, shape) for path, shape in shapes.items()})
-    return params
+        made = flatten(jax.jit(MultiPatchVisionProcessor(config).init)(rng, tile)["params"])
+    return unflatten(
+        {path: made[path] if path in made else _init_language(rng, path, shape) for path, shape in shapes.items()}
+    )
 
 
 def _init_language(rng: jax.Array, path: str, shape: tuple[int, ...]) -> jax.Array:

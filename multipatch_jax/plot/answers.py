@@ -23,6 +23,9 @@ def plot_answers(
       global_tile: the last of its tiles.
       plan: of this image.
       answers: with the tiles, and from the global tile alone.
+
+    Raises:
+      ValueError: an argument has another shape or dtype, or is of another kind.
     """
     check_image(image, np.ndarray, "a NumPy array")
     check_array("global_tile", global_tile, ("M", "M", 3), np.uint8)

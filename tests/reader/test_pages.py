@@ -39,7 +39,7 @@ def test_a_page_has_its_digits_where_it_says(seed, height, width):
     ys = [page.centres[sum(map(len, page.numbers[:i])), 1] for i in range(len(page.numbers))]
     assert ys == sorted(ys)  # numbers are in reading order
     dark = page.pixels.mean(axis=-1) < page.pixels.mean() * 0.75
-    size = page.digit_height * height
+    size = pages.HEIGHT[0] * max(height, width) / pages.UNITS
     for x, y in page.centres * (width, height):
         top, left = max(int(y - size / 2), 0), max(int(x - size / 2), 0)
         assert dark[top : int(y + size / 2) + 1, left : int(x + size / 2) + 1].mean() > 0.03
@@ -68,7 +68,7 @@ def test_every_digit_is_the_label_of_one_cell(size):
 
 
 def test_a_digit_on_an_edge_is_asked_for_on_both_sides():
-    page = pages.Page(np.zeros((256, 256, 3), np.uint8), ("7",), np.array([[66 / 256, 20 / 256]]), 14 / 256)
+    page = pages.Page(np.zeros((256, 256, 3), np.uint8), ("7",), np.array([[66 / 256, 20 / 256]]))
     labels = tower.cell_labels(page, mp.plan_tiles(256, 256, CONFIG.tiling), CONFIG).reshape(4, 4, 4, 4, 3)
     assert labels[0, 1, 1, 0, tower.LEFT] == 7
     assert labels[0, 0, 1, 3, tower.CUT] == 7
@@ -76,7 +76,7 @@ def test_a_digit_on_an_edge_is_asked_for_on_both_sides():
 
 
 def test_answers_are_those_of_the_page():
-    page = pages.Page(np.zeros((9, 9, 3), np.uint8), ("12", "305", "7"), np.zeros((6, 2)), 0.1)
+    page = pages.Page(np.zeros((9, 9, 3), np.uint8), ("12", "305", "7"), np.zeros((6, 2)))
     assert reading.answers(page) == {READ: "12 305 7", COUNT: "3", LARGEST: "305"}
 
 

@@ -14,7 +14,6 @@ READER = "multipatch/reader"
 # Pages of held-out scans that are read exactly, of 17, 5, 9 and 13 tiles.
 FIXED = [((900, 700), ("27", "4", "813")), ((300, 1600), ("905",)), ((1600, 500), ("6", "31")), ((640, 480), ("4482",))]
 KERNELS = {
-    "auto": {},
     "plain": {"compute": mp.Compute(attention="plain")},
     "blocked": {"compute": mp.Compute(attention="blocked")},
     "flax": {"compute": mp.Compute(encoder="flax")},
@@ -51,10 +50,11 @@ def test_it_is_small_and_whole():
     assert config.tiling.longest_edge == 4 * config.tiling.tile_size  # the family's ratio
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_fixed_pages_are_read_exactly(kernel):
+@pytest.mark.parametrize("kernel", ["auto", *KERNELS])
+def test_fixed_pages_are_read_exactly(kernel, generator):
     images = [[page.pixels] for page in fixed_pages()]
-    answers = make_generator(**KERNELS[kernel]).generate([chat(READ)] * len(images), images)
+    chosen = generator if kernel == "auto" else make_generator(**KERNELS[kernel])
+    answers = chosen.generate([chat(READ)] * len(images), images)
     assert [answer.text.strip() for answer in answers] == [" ".join(numbers) for _, numbers in FIXED]
     assert {answer.finish_reason for answer in answers} == {"stop"}
 
@@ -108,7 +108,7 @@ def test_the_exported_tower_leads_to_the_same_answers(generator, tmp_path):
 
 def test_transformers_answers_the_same(generator, tmp_path):
     torch = pytest.importorskip("torch", reason="compares with the reference")
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="compares with the reference")
     config, params = mp.from_pretrained(READER, parts="all", dtype="float32")
     mp.export_hf(tmp_path / "hf", config, params, base=find_folder(READER))
     theirs = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / "hf", dtype=torch.float32).eval()

@@ -32,7 +32,7 @@ def losses(folder, stage):
         return {int(row[0]): float(row[1]) for row in csv.reader(file)}
 
 
-def test_a_stopped_stage_goes_on_and_the_next_one_starts_from_it(tmp_path):
+def test_a_stopped_stage_goes_on_and_the_next_one_starts_from_it(tmp_path, capsys):
     """From random weights: twelve steps of the first stage lower its loss, in one run and in two, bit for bit."""
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     options = ["--stage", "tower", "--steps", "12"]
@@ -56,8 +56,18 @@ def test_a_stopped_stage_goes_on_and_the_next_one_starts_from_it(tmp_path):
         if not np.array_equal(x, mp.params.flatten(before)[path])
     }
     assert moved == {"text_model"}  # the tower is frozen
-    curve.main([str(whole), "--out", str(tmp_path / "curve.png")])
+    curve.main([str(whole), str(stopped), "--out", str(tmp_path / "curve.png")])
+    printed = capsys.readouterr().out
+    assert f"loss {first[1]:.2f} at first" in printed
+    assert printed.count("tower       12 steps") == 2  # of the stopped run too, whose file has two processes
     assert (tmp_path / "curve.png").stat().st_size > 5000
+
+
+def test_a_stage_without_the_one_before_it_says_which_to_run(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        train.main(["--stage", "whole", "--out", str(tmp_path / "run")])
+    assert "which is not there: finish --stage decoder first" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("stage", stages.STAGES)
