@@ -1,7 +1,7 @@
-"""Builds the compiled encoder of `native/`. All other settings of the package are in setup.cfg.
+"""Builds the compiled encoder and decoder of `native/`. All other settings of the package are in setup.cfg.
 
 Each extension is optional: where the C++ compiler is missing or fails, the install goes on without the extension, and
-`multipatch_jax` runs the encoder as XLA compiles it.
+`multipatch_jax` runs both as XLA compiles them.
 """
 
 import importlib.util
@@ -14,10 +14,8 @@ from setuptools import Extension, setup
 # that the CPU has.
 INSTRUCTIONS = {"baseline": []}
 if platform.machine() in ("x86_64", "AMD64"):
-    INSTRUCTIONS |= {
-        "avx2": ["-mavx2", "-mfma"],
-        "avx512": ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mavx2", "-mfma"],
-    }
+    AVX512 = ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mavx2", "-mfma"]
+    INSTRUCTIONS |= {"avx2": ["-mavx2", "-mfma"], "avx512": AVX512, "avx512_bf16": [*AVX512, "-mavx512bf16"]}
 # Symbols are hidden. The inline functions and tables of all builds have the same names, so that the dynamic loader
 # would otherwise merge those of two builds, and one build would run another's code.
 FLAGS = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fvisibility=hidden", "-Wno-psabi", "-Wno-ignored-attributes"]
@@ -37,7 +35,7 @@ setup(
     ext_modules=[
         Extension(
             f"multipatch_jax.nn._encoder_{name}",
-            ["native/encoder.cc"],
+            sorted(map(str, Path("native").glob("*.cc"))),
             depends=[str(header) for header in Path("native").glob("*.h")],
             extra_compile_args=[*FLAGS, *(f"-isystem{path}" for path in jaxlib_headers()), *instructions],
             optional=True,

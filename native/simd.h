@@ -1,4 +1,5 @@
-// Vectors of float32 that are as wide as the target's registers, by the vector extension of GCC and Clang.
+// Vectors of float32 that are as wide as the target's registers, by the vector extension of GCC and Clang; and
+// bfloat16, of which two neighbouring terms of a product are one 32-bit lane.
 #pragma once
 
 #include <cstdint>
@@ -26,8 +27,66 @@ typedef float Vec __attribute__((vector_size(4 * kLanes)));
 typedef float UnalignedVec __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 typedef int32_t IntVec __attribute__((vector_size(4 * kLanes)));
 
+// bfloat16 is the upper half of a float32. Half is the bits of one, Pair those of two: the first is in the lower half.
+typedef uint16_t __attribute__((may_alias)) Half;
+typedef uint32_t __attribute__((may_alias)) Pair;
+typedef uint32_t PairVec __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t UnalignedPairVec __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
+typedef uint16_t HalfVec __attribute__((vector_size(2 * kLanes)));
+typedef uint16_t UnalignedHalfVec __attribute__((vector_size(2 * kLanes), aligned(2), may_alias));
+
 inline Vec Load(const float* p) { return *reinterpret_cast<const UnalignedVec*>(p); }
 inline void Store(float* p, Vec v) { *reinterpret_cast<UnalignedVec*>(p) = v; }
+
+inline PairVec Load(const Pair* p) { return *reinterpret_cast<const UnalignedPairVec*>(p); }
+inline void Store(Pair* p, PairVec v) { *reinterpret_cast<UnalignedPairVec*>(p) = v; }
+inline PairVec Bits(Vec v) { return reinterpret_cast<PairVec>(v); }
+inline Vec AsFloats(PairVec v) { return reinterpret_cast<Vec>(v); }
+
+// The numbers of kLanes Halves, each in a lane's lower half.
+inline PairVec Widen(const Half* p) {
+#if defined(__AVX512F__)  // one instruction, for which GCC 12 would take five
+  return reinterpret_cast<PairVec>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+#endif
+  return __builtin_convertvector(*reinterpret_cast<const UnalignedHalfVec*>(p), PairVec);
+}
+inline Vec Load(const Half* p) { return AsFloats(Widen(p) << 16); }
+inline float ToFloat(float x) { return x; }
+inline float ToFloat(Half x) {
+  const uint32_t bits = static_cast<uint32_t>(x) << 16;
+  float number;
+  std::memcpy(&number, &bits, sizeof number);
+  return number;
+}
+
+// Stores numbers rounded to bfloat16, to the nearest and of two as near to the even one. NaN stays NaN.
+inline void Store(Half* p, Vec v) {
+#if defined(__AVX512BF16__)
+  const __m256bh halves = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(v));
+  std::memcpy(p, &halves, sizeof halves);
+#else
+  const PairVec bits = Bits(v);
+  const PairVec rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const PairVec quiet = (bits >> 16) | 0x40;
+  const IntVec number = v == v;
+  const PairVec chosen = (rounded & reinterpret_cast<PairVec>(number)) | (quiet & ~reinterpret_cast<PairVec>(number));
+  *reinterpret_cast<UnalignedHalfVec*>(p) = __builtin_convertvector(chosen, HalfVec);
+#endif
+}
+
+// Adds to every lane of `sums` the product of a number, or the two products of a pair.
+inline void MultiplyAdd(Vec& sums, float left, Vec right) { sums += left * right; }
+inline void MultiplyAdd(Vec& sums, Pair left, PairVec right) {
+#if defined(__AVX512BF16__)
+  // Assembly, because GCC 12 would copy the sums for the intrinsic in every step.
+  const PairVec copies = left - PairVec{};
+  __asm__("vdpbf16ps %2, %1, %0" : "+v"(sums) : "v"(right), "v"(copies));
+#else
+  const PairVec copies = left - PairVec{};
+  sums += AsFloats(copies << 16) * AsFloats(right << 16);
+  sums += AsFloats(copies & 0xffff0000u) * AsFloats(right & 0xffff0000u);
+#endif
+}
 
 // The greater or the lesser number of each lane, or b's where one of the two is NaN. That is one instruction of x86,
 // but compilers do not use it for a comparison with a constant, hence the intrinsics.

@@ -12,6 +12,7 @@ from multipatch_jax.nn.encoders import ENCODERS
 from multipatch_jax.nn.kv_cache import KVCache, init_cache, split_layers
 from multipatch_jax.nn.llama import LlamaModel, logits
 from multipatch_jax.nn.model import MultiPatchVisionProcessor
+from multipatch_jax.nn.native_decoder import can_step, decoder_prefill, decoder_step, init_packed_cache, pack_decoder
 from multipatch_jax.nn.platforms import Target, this_machine
 from multipatch_jax.nn.retrieval import retrieval_embeddings
 from multipatch_jax.nn.siglip import VisionTransformer
@@ -27,9 +28,14 @@ __all__ = [
     "MultiPatchVisionProcessor",
     "Target",
     "VisionTransformer",
+    "can_step",
     "connector_of",
+    "decoder_prefill",
+    "decoder_step",
     "init_cache",
+    "init_packed_cache",
     "logits",
+    "pack_decoder",
     "pixel_unshuffle",
     "resolve_compute",
     "retrieval_embeddings",

@@ -21,10 +21,11 @@ class Compute:
         among them, of the patch embedding's kernel.
       attention: a name in `nn.KERNELS`; "auto" takes the kernel that suits platform and dtype.
       encoder: what runs the layers of the tower, a name in `nn.ENCODERS`: "native" is our compiled code for CPUs in
-        float32, "flax" the modules as XLA compiles them. "auto" takes the compiled code where it runs, and "flax" if
-        `attention` names a kernel. Beside "native", a kernel serves only masked tiles, gradients and inner features.
+        float32 and bfloat16, "flax" the modules as XLA compiles them. "auto" takes the compiled code where it runs, and
+        "flax" if `attention` names a kernel. Beside "native", a kernel serves only masked tiles, gradients and inner
+        features. A `Generator` whose encoder is "native" runs the decoder in compiled code too.
       precision: of float32 matmuls: "default", "high" or "highest". None is "highest", as exact as the reference.
-        16-bit dtypes and the "native" encoder have only one precision.
+        16-bit dtypes and compiled code have only one precision.
       remat: whether a backward pass computes the activations of each layer again, rather than keep those of all layers.
     """
 

@@ -42,7 +42,7 @@ ENCODERS = {
     "native": EncoderChoice(
         run=_native,
         platforms=("cpu",),
-        dtypes=("float32",),
+        dtypes=("float32", "bfloat16"),
         is_available=_native_is_built,
         needs="a program for this machine and the compiled encoder (pip install it again, with a C++ compiler)",
     ),
