@@ -22,7 +22,16 @@ from jaxtyping import Array, Bool, Float, Float32, Int32, UInt32
 from multipatch_jax.config import TextConfig
 from multipatch_jax.generate.sampling import Sampling, sample
 from multipatch_jax.generate.slots import NEUTRAL, Slots, new_slots
-from multipatch_jax.nn import Compute, KVCache, LlamaModel, logits
+from multipatch_jax.nn import (
+    Compute,
+    KVCache,
+    LlamaModel,
+    decoder_prefill,
+    decoder_step,
+    init_cache,
+    init_packed_cache,
+    logits,
+)
 from multipatch_jax.params import Params
 
 
@@ -36,6 +45,7 @@ class Engine:
       compute: how to compute, with nothing left automatic.
       batch_size: number of slots.
       capacity: columns of a slot.
+      is_packed: whether params have "packed", with which compiled code runs the decoder.
     """
 
     text: TextConfig
@@ -43,6 +53,7 @@ class Engine:
     compute: Compute
     batch_size: int
     capacity: int
+    is_packed: bool = False
 
 
 class Chunk(NamedTuple):
@@ -77,7 +88,8 @@ Token = tuple[Int32[Array, " B"], Float32[Array, " B"]]  # id and logprob of eac
 @functools.partial(jax.jit, static_argnames=("engine",))
 def start(*, engine: Engine) -> Slots:
     """Return slots that hold no chats."""
-    return new_slots(engine.text, engine.batch_size, engine.capacity, engine.compute.dtype)
+    empty = init_packed_cache if engine.is_packed else init_cache
+    return new_slots(empty(engine.text, engine.batch_size, engine.capacity, engine.compute.dtype), engine.text)
 
 
 @functools.partial(jax.jit, static_argnames=("first", "engine"), donate_argnames=("slots",))
@@ -88,7 +100,7 @@ def admit(params: Params, slots: Slots, chunk: Chunk, *, first: bool, engine: En
     written. Padding is written behind the real tokens, where the next tokens will overwrite it.
 
     Args:
-      params: with "text_model" as `nn.split_layers` returns it.
+      params: of a model, as `Model.decoder` has them.
       slots: the state, which is donated.
       chunk: the chunks of a prompt come one after another.
       first: whether the prompt begins here, and `chunk.start` is 0.
@@ -102,14 +114,22 @@ def admit(params: Params, slots: Slots, chunk: Chunk, *, first: bool, engine: En
     table = params["text_model"]["embed_tokens"]["embedding"]
     is_image = (chunk.ids == engine.image_token_id)[:, None]
     x = jnp.where(is_image, chunk.visual_tokens, table[chunk.ids])[None]
-    columns = len(chunk.ids) if first else engine.capacity
-    own = tuple(_first_columns(layer, row, columns) for layer in slots.cache)
-    hidden, own = _decoder(engine, params, x, (chunk.start + places)[None], own)
-    cache = jax.tree.map(lambda whole, part: jax.lax.dynamic_update_slice_in_dim(whole, part, row, 0), slots.cache, own)
     length = jnp.asarray(chunk.start + chunk.num_real)
-    last_hidden = jax.lax.dynamic_slice_in_dim(hidden[0], chunk.num_real - 1, 1)
+    if isinstance(slots.cache, KVCache):  # of all layers: compiled code runs the decoder
+        scores, cache = decoder_prefill(
+            params["packed"], x[0], row, chunk.start, chunk.num_real - 1, slots.cache, engine.text
+        )
+    else:
+        columns = len(chunk.ids) if first else engine.capacity
+        own = tuple(_first_columns(layer, row, columns) for layer in slots.cache)
+        hidden, own = _decoder(engine, params, x, (chunk.start + places)[None], own)
+        cache = jax.tree.map(
+            lambda whole, part: jax.lax.dynamic_update_slice_in_dim(whole, part, row, 0), slots.cache, own
+        )
+        last_hidden = jax.lax.dynamic_slice_in_dim(hidden[0], chunk.num_real - 1, 1)
+        scores = logits(params, last_hidden, engine.text, engine.compute)
     sampling = jax.tree.map(lambda value: jnp.asarray(value)[None], chunk.sampling)
-    scores, seen = logits(params, last_hidden, engine.text, engine.compute), jnp.asarray(chunk.seen)
+    seen = jnp.asarray(chunk.seen)
     ids, logprobs = sample(scores, sampling, length[None], seen[None], jnp.asarray(chunk.allowed)[None])
     seen = seen.at[jnp.where(chunk.last, ids, vocabulary)].set(True, mode="drop")
     slots = Slots(
@@ -130,7 +150,7 @@ def step(
     """Make one token for every slot.
 
     Args:
-      params: with "text_model" as `nn.split_layers` returns it.
+      params: of a model, as `Model.decoder` has them.
       slots: the state, which is donated. Slots that are not active are computed too, and left as they are.
       allowed: the ids that each slot's token may have, as `sampling.pack_ids` packs them.
       engine: what the move is.
@@ -141,8 +161,11 @@ def step(
     active = slots.active
     positions = jnp.where(active, slots.lengths, engine.capacity)  # a column that is not there is not written
     x = _embed(params["text_model"]["embed_tokens"]["embedding"], slots.last_ids)
-    hidden, cache = _decoder(engine, params, x, positions[:, None], slots.cache)
-    scores = logits(params, hidden[:, 0], engine.text, engine.compute)
+    if isinstance(slots.cache, KVCache):  # of all layers: compiled code runs the decoder
+        scores, cache = decoder_step(params["packed"], x[:, 0], positions, slots.cache, engine.text)
+    else:
+        hidden, cache = _decoder(engine, params, x, positions[:, None], slots.cache)
+        scores = logits(params, hidden[:, 0], engine.text, engine.compute)
     ids, logprobs = sample(scores, slots.sampling, slots.lengths + 1, slots.seen, jnp.asarray(allowed))
     slots = slots._replace(
         cache=cache,

@@ -51,14 +51,14 @@ def explain(
     places = np.zeros(max(LEAST_PLACES, _power_of_two(len(answer.ids))), np.int32)
     places[: len(chosen)] = len(prompt) + np.array(chosen)
     compute = dataclasses.replace(model.compute, remat=True)
-    found = _of_split(
+    found = _saliency_of(
         model.decoder, ids, visual, is_visual, places, np.int32(length), config=model.config, compute=compute
     )
     return np.split(np.asarray(found)[is_visual], np.cumsum([len(one) for one in tokens])[:-1])
 
 
 @functools.partial(jax.jit, static_argnames=("config", "compute"))
-def _of_split(
+def _saliency_of(
     params: Params,
     ids: Int32[Array, " S"],
     visual: Float[Array, "S D"],
@@ -69,16 +69,18 @@ def _of_split(
     config: ModelConfig,
     compute: Compute,
 ) -> Float32[Array, " S"]:
-    """Compute the saliency of one text with params as `nn.split_layers` returns them.
+    """Compute the saliency of one text with a model's params.
 
-    The layers are stacked again. Split ones would compile four times as long and, because XLA merges what remat
-    repeats with what it repeats, need more memory than the copy.
+    Layers that are split (`nn.split_layers`) are stacked again. Split ones would compile four times as long and,
+    because XLA merges what remat repeats with what it repeats, need more memory than the copy.
     """
     text = params["text_model"]
-    layers = jax.tree.map(lambda *x: jnp.stack(x), *(text["layers"][str(i)] for i in range(len(text["layers"]))))
+    layers = text["layers"]
+    if "0" in layers:
+        layers = jax.tree.map(lambda *x: jnp.stack(x), *(layers[str(i)] for i in range(len(layers))))
     embeds = jnp.where(is_visual[:, None], visual, text["embed_tokens"]["embedding"][ids])
     real = jnp.arange(len(ids)) < length
-    whole = params | {"text_model": text | {"layers": layers}}
+    whole = {name: x for name, x in params.items() if name != "packed"} | {"text_model": text | {"layers": layers}}
     return saliency(whole, embeds[None], ids[None], places[None], real[None], config=config, compute=compute)[0]
 
 

@@ -68,7 +68,7 @@ class Generator:
             raise ValueError(f"eos_ids must be a list of ids or None, got {eos_ids!r:.60}.")
         eos = frozenset(require_integer("An id of eos_ids", one, 0) for one in eos_ids)
         resolve_compute(compute, params["text_model"]["embed_tokens"]["embedding"].dtype.name)  # for its errors
-        self._model = make_model(params, config, processor, compute, max_length, eos)
+        self._model = make_model(params, config, processor, compute, max_length, batch_size, eos)
         self._engines = self._model.engines(batch_size)
         self._held: dict[int, HeldSlots] = {}  # by capacity, between two calls; a call takes them, so none are shared
 

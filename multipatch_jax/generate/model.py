@@ -2,12 +2,12 @@
 
 import concurrent.futures
 import dataclasses
-import functools
 import os
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -19,7 +19,7 @@ from multipatch_jax.generate.grammar import Grammars
 from multipatch_jax.generate.sampling import all_ids
 from multipatch_jax.generate.slots import NEUTRAL
 from multipatch_jax.generate.visual_tokens import VisualTokens
-from multipatch_jax.nn import Compute, resolve_compute, split_layers
+from multipatch_jax.nn import Compute, can_step, pack_decoder, resolve_compute, split_layers
 from multipatch_jax.params import Params
 from multipatch_jax.text import Processor, frame_config
 
@@ -38,7 +38,8 @@ class Model:
       max_length: most tokens of a prompt and its answer together.
       eos_ids: ids that end an answer.
       encoder: params of the tower and the connector.
-      decoder: the other params, with "text_model" as `nn.split_layers` returns it.
+      decoder: the other params; with "packed", as `nn.pack_decoder` returns it, where compiled code runs the decoder,
+        and elsewhere with "text_model" as `nn.split_layers` returns it.
       visual_tokens: those of images that were encoded lately.
       grammars: compiles grammars for the model's tokens.
     """
@@ -68,8 +69,8 @@ class Model:
         capacities = [-(-self.max_length // COLUMNS) * COLUMNS]
         while 2 * (smaller := SHORT * 4 ** (len(capacities) - 1)) <= capacities[-1]:
             capacities.insert(-1, smaller)
-        engine = functools.partial(Engine, self.config.text, self.config.image_token_id, compute, batch_size)
-        return tuple(map(engine, capacities))
+        fixed = self.config.text, self.config.image_token_id, compute, batch_size
+        return tuple(Engine(*fixed, capacity, is_packed="packed" in self.decoder) for capacity in capacities)
 
 
 def make_model(
@@ -78,12 +79,20 @@ def make_model(
     processor: Processor,
     compute: Compute,
     max_length: int,
+    batch_size: int,
     eos_ids: frozenset[int],
 ) -> Model:
-    """Arrange checked params; the arguments are as in `Model`."""
-    encoder = {name: params[name] for name in ("vision_model", "connector")}
-    decoder = split_layers({name: value for name, value in params.items() if name in ("text_model", "lm_head")})
+    """Arrange checked params for so many slots; the other arguments are as in `Model`."""
     assert config.text is not None
+    encoder = {name: params[name] for name in ("vision_model", "connector")}
+    text = {name: value for name, value in params.items() if name in ("text_model", "lm_head")}
+    table = jnp.asarray(params["text_model"]["embed_tokens"]["embedding"])
+    decided = resolve_compute(compute, table.dtype.name)
+    compiled = decided.encoder == "native" and len(table.devices()) == 1
+    if compiled and can_step(config.text, str(decided.dtype), batch_size, COLUMNS):
+        decoder = text | {"packed": pack_decoder(text, config.text, decided.dtype)}
+    else:
+        decoder = split_layers(text)
     tokens = VisualTokens(encoder, config, compute)
     grammars = Grammars(processor.tokenizer, config.text.vocab_size, eos_ids)
     return Model(config, processor, compute, max_length, eos_ids, encoder, decoder, tokens, grammars)

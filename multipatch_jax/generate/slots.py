@@ -1,14 +1,15 @@
 """The state of a generation: a batch of slots, each of which holds one chat and its answer so far."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int32
 
 from multipatch_jax.config import TextConfig
 from multipatch_jax.generate.sampling import Sampling
 from multipatch_jax.generate.settings import GenerationSettings
-from multipatch_jax.nn import KVCache, init_cache
+from multipatch_jax.nn import KVCache
 
 NEUTRAL = GenerationSettings().sampling()  # of a slot without a chat: a step filters logits if any slot asks for it
 
@@ -17,8 +18,9 @@ class Slots(NamedTuple):
     """A pytree of arrays; row b of each is slot b.
 
     Attributes:
-      cache: keys and values of the tokens in each layer, one token a column. Columns from `lengths[b]` on hold
-        anything: nothing reads a column of slot b before it has been written for the chat that the slot holds.
+      cache: keys and values of the tokens in each layer, one token a column; as `nn.init_packed_cache` has them where
+        compiled code runs the decoder, else as `nn.init_cache`. Columns from `lengths[b]` on hold anything: nothing
+        reads a column of slot b before it has been written for the chat that the slot holds.
       lengths: columns that are written. The last token of an answer is not among them until the next step.
       last_ids: the last token of the answer, which the next step reads.
       active: whether the slot holds an answer that goes on. A step leaves the others as they are.
@@ -26,7 +28,7 @@ class Slots(NamedTuple):
       sampling: how the next token is chosen.
     """
 
-    cache: tuple[KVCache, ...]
+    cache: KVCache | tuple[KVCache, ...]
     lengths: Int32[Array, " B"]
     last_ids: Int32[Array, " B"]
     active: Bool[Array, " B"]
@@ -34,17 +36,16 @@ class Slots(NamedTuple):
     sampling: Sampling
 
 
-def new_slots(config: TextConfig, batch_size: int, capacity: int, dtype: Any) -> Slots:
+def new_slots(cache: KVCache | tuple[KVCache, ...], config: TextConfig) -> Slots:
     """Return slots that hold no chats.
 
     Args:
+      cache: an empty one, of all slots.
       config: the language model's.
-      batch_size: number of slots.
-      capacity: columns of a slot.
-      dtype: of keys and values.
     """
+    batch_size = jax.tree.leaves(cache)[0].shape[-4]
     return Slots(
-        cache=init_cache(config, batch_size, capacity, dtype),
+        cache=cache,
         lengths=jnp.zeros(batch_size, jnp.int32),
         last_ids=jnp.zeros(batch_size, jnp.int32),
         active=jnp.zeros(batch_size, bool),
