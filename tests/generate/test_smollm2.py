@@ -1,10 +1,16 @@
-"""SmolLM2-135M's own weights: the reference's 128 greedy tokens, and a sensible answer."""
+"""SmolLM2-135M's own weights: the reference's 128 greedy tokens, a sensible answer, and what bfloat16 changes."""
+
+from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 import torch
 
 import multipatch_jax as mp
+from multipatch_jax.nn import decoder_step, init_packed_cache, native, pack_decoder
+from tests.helpers import tolerances
 from tests.helpers.decoder import params_of, with_text
 from tests.helpers.smollm2 import fetch, read_llama, read_processor, read_text_config
 
@@ -26,3 +32,30 @@ def test_greedy_tokens_of_real_weights_are_the_references(tmp_path):
         with torch.no_grad():
             theirs = llama.generate(ids, max_new_tokens=128, do_sample=False, eos_token_id=None, pad_token_id=0)
         assert answer.ids == theirs[0, ids.shape[1] :].tolist()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not native.builds(), reason="the compiled decoder is built where the install finds a C++ compiler")
+def test_compiled_code_in_bfloat16_predicts_what_float32_does(tmp_path):
+    """On 640 tokens of English, in four rows."""
+    file = fetch(tmp_path)
+    text = read_text_config(file)
+    params = params_of(with_text(text), read_llama(file, text))
+    prose = (Path(__file__).parents[2] / "README.md").read_text()
+    ids = np.array(read_processor(file).tokenizer.encode(prose, add_special_tokens=False).ids[:640]).reshape(4, -1)
+    table = params["text_model"]["embed_tokens"]["embedding"]
+    exact, rounded = (logits_of(params, text, table.astype(dtype)[ids], dtype) for dtype in ("float32", "bfloat16"))
+    divergence = jnp.sum(jnp.exp(exact) * (exact - rounded), axis=-1).mean()
+    assert 0 < divergence <= tolerances.BFLOAT16_KL
+    assert (exact.argmax(-1) == rounded.argmax(-1)).mean() >= 0.98
+
+
+def logits_of(params, text, x, dtype):
+    """Logits of the next token after each of (B, S) tokens, normalised, a token of each row at a time."""
+    packed, cache = pack_decoder(params, text, dtype), init_packed_cache(text, len(x), 256, dtype)
+    step = jax.jit(lambda x, positions, cache: decoder_step(packed, x, positions, cache, text), donate_argnums=2)
+    found = []
+    for place in range(x.shape[1]):
+        logits, cache = step(x[:, place], np.full(len(x), place, np.int32), cache)
+        found.append(jax.nn.log_softmax(logits))
+    return jnp.stack(found, 1)

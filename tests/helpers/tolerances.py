@@ -10,7 +10,13 @@ FLOAT32_CEILING = 2e-5  # and never more than this
 BFLOAT16_RATIO = 1.1  # our distance from the float32 reference / the bfloat16 reference's
 # Two kernels round the gradients of their scores to bfloat16 in other places: twice what is given to a value.
 BFLOAT16_GRADIENT_RATIO = 2 * BFLOAT16_RATIO  # distance of a kernel's gradients from float32 ones / that of plain's
+# The compiled encoder keeps residual, norms and softmax in float32, where torch rounds each of them to bfloat16.
+NATIVE_BFLOAT16_RATIO = 0.7  # its distance from the float32 reference / torch's in bfloat16
 SAME_PROGRAM = 1e-6  # one computation compiled in two ways (jit or not, batches of another size)
 GRADIENT = 1e-4  # of each tensor's gradient from PyTorch's, both float32, each with the roundings of two passes
 MESH = 1e-5  # loss and each tensor after 5 steps on a mesh: sums over devices in another order, five times over
 LOGITS = 1e-4  # of the largest logit: both sides are a float32 tower and a float32 decoder, one after the other
+# KL divergence in nats a token: five times what a prototype had, and a tenth of what 8-bit weights have.
+BFLOAT16_KL = (
+    3e-4  # of the compiled decoder's next tokens in bfloat16 from those in float32, on a trained model's weights
+)

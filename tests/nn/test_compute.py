@@ -31,10 +31,11 @@ def test_auto_is_decided_by_platform_and_dtype():
         ("gpu", "float32"): "plain",
         ("gpu", "bfloat16"): "plain",
     }
-    here = resolve_compute(AUTO, "float32")
-    assert here.encoder == ("native" if HAS_NATIVE else "flax")
-    assert here == resolve_compute(AUTO, "float32", this_machine())
-    assert resolve_compute(AUTO, "bfloat16").encoder == "flax"
+    for dtype in ("float32", "bfloat16"):
+        here = resolve_compute(AUTO, dtype)
+        assert here.encoder == ("native" if HAS_NATIVE else "flax")
+        assert here == resolve_compute(AUTO, dtype, this_machine())
+    assert resolve_compute(AUTO, "float16").encoder == "flax"
 
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu", "cuda"])
@@ -58,8 +59,8 @@ def test_a_named_kernel_is_called_so_the_compiled_encoder_is_not():
 @pytest.mark.parametrize(
     ("settings", "platform", "message"),
     [
-        ({"encoder": "native", "dtype": "bfloat16"}, "cpu", "encoder=.native. is for float32 on cpu.*there is flax"),
-        ({"encoder": "native"}, "cuda", "encoder=.native. is for float32 on cpu.*got float32 on this machine's cuda"),
+        ({"encoder": "native", "dtype": "float16"}, "cpu", "encoder=.native. is for float32, bfloat16.*there is flax"),
+        ({"encoder": "native"}, "cuda", "encoder=.native. is for .* on cpu.*got float32 on this machine's cuda"),
         ({"attention": "cudnn"}, "cuda", "attention=.cudnn. is for bfloat16, float16 on cuda.*there is blocked, plain"),
         ({"attention": "cudnn", "dtype": "bfloat16"}, "cpu", "got bfloat16 on this machine's cpu, where there is"),
         ({"attention": "pallas_tpu"}, "cpu", "attention=.pallas_tpu. is for .* on tpu; got float32 on this machine's"),
@@ -94,7 +95,7 @@ def test_params_of_another_kind_are_refused():
 
 @pytest.mark.parametrize("call", ["image", "tiles", "images", "features", "warmup", "frames", "export"])
 def test_every_call_refuses_a_setting_before_device_work(call, tiny, tiny_tiles, photo, tmp_path):
-    options = {"config": tiny.config, "compute": mp.Compute(dtype="bfloat16", encoder="native")}
+    options = {"config": tiny.config, "compute": mp.Compute(dtype="float16", encoder="native")}
     calls = {
         "image": lambda: mp.encode_image(tiny.params, photo, **options),
         "tiles": lambda: mp.encode_tiles(tiny.params, tiny_tiles, **options),
@@ -108,7 +109,7 @@ def test_every_call_refuses_a_setting_before_device_work(call, tiny, tiny_tiles,
     }
     with (
         mp.encode.count_compilations() as compiled,
-        pytest.raises(ValueError, match=r"encoder=.native. is for float32"),
+        pytest.raises(ValueError, match=r"encoder=.native. is for float32, bfloat16"),
     ):
         calls[call]()
     assert compiled == []

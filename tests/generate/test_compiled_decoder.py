@@ -1,0 +1,44 @@
+"""Answers by compiled code on a CPU, beside those of the decoder in JAX."""
+
+import jax
+import numpy as np
+import pytest
+
+import multipatch_jax as mp
+from multipatch_jax.nn import native
+from tests.helpers import tolerances
+
+pytestmark = pytest.mark.skipif(
+    jax.default_backend() != "cpu" or not native.builds(),
+    reason="the compiled decoder is for CPUs, and is built where the install finds a C++ compiler",
+)
+PROMPTS = ["a", "What is <image>?", "b" * 300, "to be or not to be"]
+
+
+def generator_of(talker, encoder, **options):
+    fixed = {"config": talker.config, "processor": talker.processor, "max_length": 1024, "eos_ids": ()}
+    return mp.Generator(talker.params, **fixed, compute=mp.Compute(encoder=encoder), **options)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_answers_are_those_of_jax(talker, photo, batch_size):
+    images = [[photo] if "<image>" in prompt else [] for prompt in PROMPTS]
+    compiled, in_jax = (
+        generator_of(talker, encoder, batch_size=batch_size).generate(PROMPTS, images, max_new_tokens=24, logprobs=True)
+        for encoder in ("native", "flax")
+    )
+    for ours, theirs in zip(compiled, in_jax, strict=True):
+        assert ours.ids == theirs.ids
+        assert ours.logprobs
+        assert theirs.logprobs
+        np.testing.assert_allclose(ours.logprobs, theirs.logprobs, atol=tolerances.LOGITS, rtol=0)
+
+
+def test_compiled_code_is_what_a_cpu_takes_by_itself(talker):
+    by_itself, compiled, in_jax = (generator_of(talker, encoder) for encoder in ("auto", "native", "flax"))
+    packed = ["packed" in generator._model.decoder for generator in (by_itself, compiled, in_jax)]
+    assert packed == [True, True, False]
+
+
+def test_more_slots_than_the_compiled_step_takes_run_in_jax(talker):
+    assert "packed" not in generator_of(talker, "native", batch_size=65)._model.decoder
