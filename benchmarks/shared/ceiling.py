@@ -69,3 +69,7 @@ CPU: dict[str, System] = {
     "matmul, torch": torch_matmul(CPU_SIZE),
     "matmul, NumPy": numpy_matmul(CPU_SIZE),
 }
+CPU_BFLOAT16: dict[str, System] = {
+    "matmul, XLA, bfloat16": jax_matmul(CPU_SIZE, "bfloat16"),
+    "matmul, torch, bfloat16": torch_matmul(CPU_SIZE, "bfloat16"),
+}

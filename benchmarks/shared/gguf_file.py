@@ -21,16 +21,18 @@ LAYER = {  # llama.cpp's name -> transformers'
 TEXT = "model.text_model"
 
 
-def write_gguf(folder: Path, file: Path, quantized: bool) -> None:
-    """Writes the file, in float32 or with the matrices in 8 bits ("Q8_0").
+def write_gguf(folder: Path, file: Path, dtype: str) -> None:
+    """Writes the file.
 
     Args:
       folder: the checkpoint, in transformers' layout, with one file of weights and tokenizer.json.
       file: what is written.
-      quantized: whether the matrices have 8 bits.
+      dtype: of the matrices: "float32", "bfloat16", or "int8", which is llama.cpp's Q8_0.
     """
     import gguf  # pyright: ignore[reportMissingImports]  # only the `bench` extra installs it
 
+    matrix = gguf.GGMLQuantizationType
+    kinds_of_matrices = {"float32": matrix.F32, "bfloat16": matrix.BF16, "int8": matrix.Q8_0}
     config = json.loads((folder / "config.json").read_text())["text_config"]
     writer = gguf.GGUFWriter(file, "llama")
     writer.add_context_length(config["max_position_embeddings"])
@@ -53,7 +55,7 @@ def write_gguf(folder: Path, file: Path, quantized: bool) -> None:
     writer.add_token_types([kinds.CONTROL if index in special else kinds.NORMAL for _, index in vocabulary])
     writer.add_token_merges([" ".join(pair) for pair in tokenizer["model"]["merges"]])
     for name, tensor in _tensors(folder, config):
-        kind = gguf.GGMLQuantizationType.Q8_0 if quantized and tensor.ndim == 2 else gguf.GGMLQuantizationType.F32
+        kind = kinds_of_matrices[dtype] if tensor.ndim == 2 else gguf.GGMLQuantizationType.F32
         writer.add_tensor(f"{name}.weight", gguf.quants.quantize(tensor, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

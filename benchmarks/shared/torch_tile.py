@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 
-def torch_module(folder: Path, attention: str = "sdpa") -> Any:
-    """The module of a checkpoint, in float32: (N, 3, M, M) normalised pixels -> tokens.
+def torch_module(folder: Path, attention: str = "sdpa", dtype: str = "float32") -> Any:
+    """The module of a checkpoint: (N, 3, M, M) normalised pixels -> tokens.
 
     The reference's own forward pass makes masks that depend on its data, and torch.compile, ONNX and OpenVINO cannot
     compile those. This module leaves them out, as full tiles need none.
@@ -13,7 +13,8 @@ def torch_module(folder: Path, attention: str = "sdpa") -> Any:
     import torch
     from transformers import AutoModelForImageTextToText
 
-    model = AutoModelForImageTextToText.from_pretrained(folder, attn_implementation=attention, dtype=torch.float32)
+    settings = {"attn_implementation": attention, "dtype": getattr(torch, dtype)}
+    model = AutoModelForImageTextToText.from_pretrained(folder, **settings)
     tower, connector = model.model.vision_model, model.model.connector
 
     class Tile(torch.nn.Module):
