@@ -57,7 +57,7 @@ def steps(chip: chips.Chip, config: ModelConfig, sizes: Sequence[tuple[int, int]
     table = params["text_model"]["embed_tokens"]
     read = nbytes(params) - nbytes(table)  # of the embeddings, a step reads a row for each slot
     for batch_size, capacity in sizes:
-        engine = Engine(config.text, config.image_token_id, compute, batch_size, capacity)
+        engine = Engine(config.text, config.image_token_id, compute, batch_size, capacity, str(compute.dtype))
         slots: Slots = jax.eval_shape(lambda engine=engine: start(engine=engine))
         allowed = jax.ShapeDtypeStruct((batch_size, -(-config.text.vocab_size // 32)), jnp.uint32)
         program = step.lower(*chips.on(mesh, (params, slots, allowed)), engine=engine).compile()

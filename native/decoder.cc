@@ -195,6 +195,8 @@ auto PackBinding() { return ffi::Ffi::Bind().Arg<ffi::AnyBuffer>().Ret<ffi::AnyB
 using multipatch::Half;
 using multipatch::Pair;
 XLA_FFI_DEFINE_HANDLER_SYMBOL(MultipatchStep, (multipatch::RunStep<float, float>), multipatch::DecoderBinding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(MultipatchStepHalfCache, (multipatch::RunStep<float, Half>),
+                              multipatch::DecoderBinding());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(MultipatchStepHalves, (multipatch::RunStep<Pair, Half>), multipatch::DecoderBinding());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(MultipatchPack, (multipatch::RunPack<float, float>), multipatch::PackBinding());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(MultipatchPackHalves, (multipatch::RunPack<Half, Pair>), multipatch::PackBinding());

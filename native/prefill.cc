@@ -50,11 +50,10 @@ inline Panels<float> AsTerms(Panels<Pair> panels, int64_t numbers, int64_t colum
   return {unpacked, 2 * rows};
 }
 
-template <typename Term, typename Weight>
+template <typename Term, typename Weight, typename Cache>
 class Prefill {
  public:
   using Number = Element<Term>;
-  using Cache = Element<Weight>;
 
   Prefill(const Shape& shape, const Weights<Weight>& weights, int64_t tokens, int64_t start, Workers& workers)
       : s_(shape),
@@ -220,13 +219,12 @@ class Prefill {
 };
 
 // A call of XLA. `place` has the row, the position of the first token, and which token of the chunk is the last one.
-template <typename Term, typename Weight>
+template <typename Term, typename Weight, typename Cache>
 ffi::Error RunPrefill(ffi::ThreadPool pool, Array x, Ints place, Array cos, Array sin, ffi::AnyBuffer qkv,
                       ffi::AnyBuffer out, ffi::AnyBuffer gate_up, ffi::AnyBuffer down, ffi::AnyBuffer head, Array norm1,
                       Array norm2, Array norm, ffi::AnyBuffer, ffi::AnyBuffer, ffi::Result<Array> logits,
                       ffi::Result<ffi::AnyBuffer> keys, ffi::Result<ffi::AnyBuffer> values, int64_t heads,
                       int64_t kv_heads, int64_t hidden, int64_t capacity, float epsilon) {
-  using Cache = Element<Weight>;
   const Shape shape = ShapeOf(x, cos, norm1, logits, heads, kv_heads, hidden, capacity, epsilon);
   const int64_t row = place.typed_data()[0], start = place.typed_data()[1], last = place.typed_data()[2];
   const int64_t tokens = last + 1;  // the others are padding
@@ -236,7 +234,7 @@ ffi::Error RunPrefill(ffi::ThreadPool pool, Array x, Ints place, Array cos, Arra
   }
   const Weights<Weight> weights = WeightsOf<Weight>(qkv, out, gate_up, down, head, norm1, norm2, norm);
   Workers workers(pool);
-  Prefill<Term, Weight> prefill(shape, weights, tokens, start, workers);
+  Prefill<Term, Weight, Cache> prefill(shape, weights, tokens, start, workers);
   if (!prefill.has_memory())
     return ffi::Error(ffi::ErrorCode::kResourceExhausted, "No memory for the prefill's scratch.");
   prefill.Run(x.typed_data(), cos.typed_data(), sin.typed_data(), CachedOf<Cache>(keys, values, shape), row,
@@ -249,14 +247,18 @@ ffi::Error RunPrefill(ffi::ThreadPool pool, Array x, Ints place, Array cos, Arra
 
 #pragma GCC visibility push(default)  // the symbols that Python looks up
 
+using multipatch::Half;
 using multipatch::Pair;
 #if defined(__AVX512BF16__)
 using HalvesTerm = Pair;
 #else
 using HalvesTerm = float;
 #endif
-XLA_FFI_DEFINE_HANDLER_SYMBOL(MultipatchPrefill, (multipatch::RunPrefill<float, float>), multipatch::DecoderBinding());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(MultipatchPrefillHalves, (multipatch::RunPrefill<HalvesTerm, Pair>),
+XLA_FFI_DEFINE_HANDLER_SYMBOL(MultipatchPrefill, (multipatch::RunPrefill<float, float, float>),
+                              multipatch::DecoderBinding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(MultipatchPrefillHalfCache, (multipatch::RunPrefill<float, float, Half>),
+                              multipatch::DecoderBinding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(MultipatchPrefillHalves, (multipatch::RunPrefill<HalvesTerm, Pair, Half>),
                               multipatch::DecoderBinding());
 
 #pragma GCC visibility pop

@@ -45,6 +45,7 @@ class Engine:
       compute: how to compute, with nothing left automatic.
       batch_size: number of slots.
       capacity: columns of a slot.
+      cache_dtype: of keys and values.
       is_packed: whether params have "packed", with which compiled code runs the decoder.
     """
 
@@ -53,6 +54,7 @@ class Engine:
     compute: Compute
     batch_size: int
     capacity: int
+    cache_dtype: str
     is_packed: bool = False
 
 
@@ -89,7 +91,7 @@ Token = tuple[Int32[Array, " B"], Float32[Array, " B"]]  # id and logprob of eac
 def start(*, engine: Engine) -> Slots:
     """Return slots that hold no chats."""
     empty = init_packed_cache if engine.is_packed else init_cache
-    return new_slots(empty(engine.text, engine.batch_size, engine.capacity, engine.compute.dtype), engine.text)
+    return new_slots(empty(engine.text, engine.batch_size, engine.capacity, engine.cache_dtype), engine.text)
 
 
 @functools.partial(jax.jit, static_argnames=("first", "engine"), donate_argnames=("slots",))

@@ -3,7 +3,7 @@
 from collections.abc import Generator as Stream
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float32
@@ -39,6 +39,7 @@ class Generator:
         max_length: int = 2048,
         batch_size: int = 1,
         compute: Compute = Compute(),
+        cache_dtype: Literal["bfloat16"] | None = None,
         eos_ids: Sequence[int] | None = None,
     ):
         """Check the model, and arrange its params.
@@ -50,6 +51,8 @@ class Generator:
           max_length: most tokens of a prompt and its answer together.
           batch_size: number of slots, which is how many chats are answered at a time.
           compute: how to compute.
+          cache_dtype: of the keys and values that are kept of each token; None is that of the computation. "bfloat16"
+            halves the memory that the chats of a float32 model take, and rounds what is kept to 8 bits.
           eos_ids: ids that end an answer, such as those of a checkpoint's generation_config.json, which
             `Generator.from_pretrained` reads. None is the processor's "eos_token".
 
@@ -60,6 +63,8 @@ class Generator:
         require_type("processor", processor, Processor)
         max_length = require_positive("max_length", max_length, "tokens")
         batch_size = require_positive("batch_size", batch_size, "slots")
+        if cache_dtype not in (None, "bfloat16"):
+            raise ValueError(f'cache_dtype must be None or "bfloat16", got {cache_dtype!r:.60}.')
         if config.text is None or config.embedding_size is not None:
             raise ValueError("config must be that of a model that generates text, got one without a language model.")
         _require_parts(params, config)
@@ -68,7 +73,7 @@ class Generator:
             raise ValueError(f"eos_ids must be a list of ids or None, got {eos_ids!r:.60}.")
         eos = frozenset(require_integer("An id of eos_ids", one, 0) for one in eos_ids)
         resolve_compute(compute, params["text_model"]["embed_tokens"]["embedding"].dtype.name)  # for its errors
-        self._model = make_model(params, config, processor, compute, max_length, batch_size, eos)
+        self._model = make_model(params, config, processor, compute, max_length, cache_dtype, batch_size, eos)
         self._engines = self._model.engines(batch_size)
         self._held: dict[int, HeldSlots] = {}  # by capacity, between two calls; a call takes them, so none are shared
 
@@ -90,6 +95,7 @@ class Generator:
         max_length: int = 2048,
         batch_size: int = 1,
         compute: Compute = Compute(),
+        cache_dtype: Literal["bfloat16"] | None = None,
         dtype: Any = None,
         progress: bool = False,
         revision: str | None = None,
@@ -101,7 +107,7 @@ class Generator:
 
         Args:
           name_or_path: a hub id, a folder in Hugging Face's layout, or one of `save_pretrained`.
-          max_length, batch_size, compute: as in `Generator`.
+          max_length, batch_size, compute, cache_dtype: as in `Generator`.
           dtype, progress, revision, token, cache_dir, local_files_only: as in `mp.from_pretrained`.
 
         Raises:
@@ -119,6 +125,7 @@ class Generator:
             max_length=max_length,
             batch_size=batch_size,
             compute=compute,
+            cache_dtype=cache_dtype,
             eos_ids=read_eos_ids(folder, processor),
         )
 

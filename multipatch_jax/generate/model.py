@@ -36,6 +36,7 @@ class Model:
       processor: of the same checkpoint.
       compute: how to compute, as it was asked for.
       max_length: most tokens of a prompt and its answer together.
+      cache_dtype: of keys and values; None is that of the computation.
       eos_ids: ids that end an answer.
       encoder: params of the tower and the connector.
       decoder: the other params; with "packed", as `nn.pack_decoder` returns it, where compiled code runs the decoder,
@@ -48,6 +49,7 @@ class Model:
     processor: Processor
     compute: Compute
     max_length: int
+    cache_dtype: str | None
     eos_ids: frozenset[int]
     encoder: Params
     decoder: Params
@@ -70,7 +72,8 @@ class Model:
         while 2 * (smaller := SHORT * 4 ** (len(capacities) - 1)) <= capacities[-1]:
             capacities.insert(-1, smaller)
         fixed = self.config.text, self.config.image_token_id, compute, batch_size
-        return tuple(Engine(*fixed, capacity, is_packed="packed" in self.decoder) for capacity in capacities)
+        cache_dtype, is_packed = self.cache_dtype or str(compute.dtype), "packed" in self.decoder
+        return tuple(Engine(*fixed, capacity, cache_dtype, is_packed) for capacity in capacities)
 
 
 def make_model(
@@ -79,6 +82,7 @@ def make_model(
     processor: Processor,
     compute: Compute,
     max_length: int,
+    cache_dtype: str | None,
     batch_size: int,
     eos_ids: frozenset[int],
 ) -> Model:
@@ -95,7 +99,7 @@ def make_model(
         decoder = split_layers(text)
     tokens = VisualTokens(encoder, config, compute)
     grammars = Grammars(processor.tokenizer, config.text.vocab_size, eos_ids)
-    return Model(config, processor, compute, max_length, eos_ids, encoder, decoder, tokens, grammars)
+    return Model(config, processor, compute, max_length, cache_dtype, eos_ids, encoder, decoder, tokens, grammars)
 
 
 def compile_programs(model: Model, engines: Sequence[Engine]) -> None:

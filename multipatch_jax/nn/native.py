@@ -28,15 +28,17 @@ from jaxtyping import Array, Float
 
 # Best first. "baseline" uses what the compiler assumes without flags: SSE2 on x86-64, NEON on 64-bit ARM.
 BUILDS = ("avx512_bf16", "avx512", "avx2", "baseline")
-# (what, dtype of the kernels): the handler's symbol.
+# (what, dtype of the kernels): the handler's symbol. "float32_bfloat16" is float32 with a cache of bfloat16.
 SYMBOLS = {
     ("encoder", "float32"): "MultipatchEncoder",
     ("encoder", "bfloat16"): "MultipatchEncoderHalves",
     ("pack", "float32"): "MultipatchPack",
     ("pack", "bfloat16"): "MultipatchPackHalves",
     ("step", "float32"): "MultipatchStep",
+    ("step", "float32_bfloat16"): "MultipatchStepHalfCache",
     ("step", "bfloat16"): "MultipatchStepHalves",
     ("prefill", "float32"): "MultipatchPrefill",
+    ("prefill", "float32_bfloat16"): "MultipatchPrefillHalfCache",
     ("prefill", "bfloat16"): "MultipatchPrefillHalves",
 }
 # Parameters of a layer, in the order of the custom call's operands.

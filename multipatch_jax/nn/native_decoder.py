@@ -124,8 +124,8 @@ def decoder_step(
       x: input embeddings.
       positions: of the tokens, which are also their columns. A row whose position is outside of the cache holds no
         token: its logits are 0, and nothing of it is written.
-      cache: as `init_packed_cache` makes it, of the dtype that the weights were packed in. It is updated in place where
-        XLA can donate it.
+      cache: as `init_packed_cache` makes it, of the weights' dtype or of bfloat16. It is updated in place where XLA can
+        donate it.
       config: the language model's.
       build: the one that packed the weights.
 
@@ -177,11 +177,12 @@ def _call(
     """Call a handler of the decoder, which returns logits (rows, V), and the cache, which it updates in place."""
     build = build or native.best_build() or "baseline"
     _check(packed, cache, config, build)
+    weights, cached = _packed_dtype(packed), cache.k.dtype.name
     x, places, cos, sin = of_tokens
     fixed = [x.astype(jnp.float32), places, cos, sin, *(packed[name] for name in OPERANDS)]
     logits = jax.ShapeDtypeStruct((rows, config.vocab_size), jnp.float32)
     call = jax.ffi.ffi_call(
-        native.target(build, what, cache.k.dtype.name),
+        native.target(build, what, weights if weights == cached else f"{weights}_{cached}"),
         (logits, *(jax.ShapeDtypeStruct(array.shape, array.dtype) for array in cache)),
         input_output_aliases={len(fixed): 1, len(fixed) + 1: 2},
     )
@@ -197,11 +198,15 @@ def _call(
     return found, KVCache(k, v)
 
 
+def _packed_dtype(packed: Packed) -> str:
+    return next(name for name, dtype in PACKED_DTYPE.items() if packed["qkv"].dtype == dtype)
+
+
 def _check(packed: Packed, cache: KVCache, config: TextConfig, build: str) -> None:
     """Raise ValueError where the C++ would read beside an array."""
-    dtype = cache.k.dtype.name
-    if dtype not in PACKED_DTYPE or packed["qkv"].dtype != PACKED_DTYPE[dtype]:
-        raise ValueError(f"The cache must have the dtype that the weights were packed in, got {dtype}.")
+    dtype, cached = _packed_dtype(packed), cache.k.dtype.name
+    if cached not in (dtype, "bfloat16"):
+        raise ValueError(f"The cache must be {dtype}, as the weights, or bfloat16, got {cached}.")
     lanes, columns = native.vector_lanes(build), native.panel_columns(build)
     for name, (layers, depth, width) in _kernel_shapes(config, columns).items():
         expected = _packed_shape(layers, depth, width, dtype, lanes)
@@ -211,7 +216,7 @@ def _check(packed: Packed, cache: KVCache, config: TextConfig, build: str) -> No
                 f"{packed[name].shape}; call pack_decoder again."
             )
     rows, capacity = cache.k.shape[1], cache.k.shape[-1]
-    expected = jax.eval_shape(lambda: init_packed_cache(config, rows, capacity, dtype))
+    expected = jax.eval_shape(lambda: init_packed_cache(config, rows, capacity, cached))
     if any(ours.shape != theirs.shape for ours, theirs in zip(cache, expected, strict=True)) or capacity % CHUNK:
         raise ValueError(
             f"The cache must be init_packed_cache's for this config, with a multiple of {CHUNK} columns, got arrays of "

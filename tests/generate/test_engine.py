@@ -25,7 +25,7 @@ GREEDY, DRAWN = GenerationSettings(), GenerationSettings(temperature=1.0, top_p=
 @pytest.fixture(scope="module")
 def engine(talker):
     compute = mp.nn.resolve_compute(mp.Compute(), "float32")
-    return Engine(talker.config.text, talker.config.image_token_id, compute, ENGINE_ROWS, CAPACITY)
+    return Engine(talker.config.text, talker.config.image_token_id, compute, ENGINE_ROWS, CAPACITY, "float32")
 
 
 @pytest.fixture(scope="module")
