@@ -202,11 +202,9 @@ def main() -> None:
             systems = [system for system in systems if not system.startswith(COMPILED)]
         times = turns.take_turns("benchmarks.cpu", [*systems, *table.ceilings], folder, args.rounds)
         tokens = {system: np.load(folder / f"{system}.npy") for system in systems}
-    measured: dict[str, Any] = {"seconds": times}
     distances = report(table, times, tokens)
-    if not table.is_float32:
-        measured["distances"] = distances
-    write_record(record, "jax jaxlib flax torch transformers onnxruntime openvino numpy".split(), **measured)
+    packages = "jax jaxlib flax torch transformers onnxruntime openvino numpy".split()
+    write_record(record, packages, seconds=times, distances=distances)
 
 
 def report(table: Table, times: dict[str, list[float]], tokens: dict[str, np.ndarray]) -> dict[str, float]:

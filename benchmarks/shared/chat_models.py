@@ -6,7 +6,7 @@ from typing import Any
 
 
 @functools.cache
-def our_generator(folder: Path, dtype: str = "float32") -> Any:
+def our_generator(folder: Path, dtype: str) -> Any:
     """Our generator, compiled."""
     import multipatch_jax as mp
 
@@ -18,7 +18,7 @@ def our_generator(folder: Path, dtype: str = "float32") -> Any:
 
 
 @functools.cache
-def their_model(folder: Path, dtype: str = "float32") -> tuple[Any, Any]:
+def their_model(folder: Path, dtype: str) -> tuple[Any, Any]:
     """(model, processor) of transformers."""
     import torch
     from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast

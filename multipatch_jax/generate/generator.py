@@ -18,7 +18,7 @@ from multipatch_jax.generate.model import compile_programs, make_model
 from multipatch_jax.generate.request import Request, read_requests
 from multipatch_jax.generate.run import HeldSlots, new_held_slots, run
 from multipatch_jax.generate.session import Session, begin_session
-from multipatch_jax.nn import Compute, resolve_compute
+from multipatch_jax.nn import Compute
 from multipatch_jax.params import PARTS, Params, check_params, flatten, param_shapes
 from multipatch_jax.text import Chat, Processor
 
@@ -72,7 +72,6 @@ class Generator:
         if not isinstance(eos_ids, Sequence):
             raise ValueError(f"eos_ids must be a list of ids or None, got {eos_ids!r:.60}.")
         eos = frozenset(require_integer("An id of eos_ids", one, 0) for one in eos_ids)
-        resolve_compute(compute, params["text_model"]["embed_tokens"]["embedding"].dtype.name)  # for its errors
         self._model = make_model(params, config, processor, compute, max_length, cache_dtype, batch_size, eos)
         self._engines = self._model.engines(batch_size)
         self._held: dict[int, HeldSlots] = {}  # by capacity, between two calls; a call takes them, so none are shared

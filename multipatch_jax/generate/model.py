@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -90,10 +89,10 @@ def make_model(
     assert config.text is not None
     encoder = {name: params[name] for name in ("vision_model", "connector")}
     text = {name: value for name, value in params.items() if name in ("text_model", "lm_head")}
-    table = jnp.asarray(params["text_model"]["embed_tokens"]["embedding"])
+    table = params["text_model"]["embed_tokens"]["embedding"]
     decided = resolve_compute(compute, table.dtype.name)
-    compiled = decided.encoder == "native" and len(table.devices()) == 1
-    if compiled and can_step(config.text, str(decided.dtype), batch_size, COLUMNS):
+    on_one_device = not isinstance(table, jax.Array) or len(table.devices()) == 1
+    if decided.encoder == "native" and on_one_device and can_step(config.text, str(decided.dtype), batch_size, COLUMNS):
         decoder = text | {"packed": pack_decoder(text, config.text, decided.dtype)}
     else:
         decoder = split_layers(text)

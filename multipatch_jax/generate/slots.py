@@ -43,7 +43,7 @@ def new_slots(cache: KVCache | tuple[KVCache, ...], config: TextConfig) -> Slots
       cache: an empty one, of all slots.
       config: the language model's.
     """
-    batch_size = jax.tree.leaves(cache)[0].shape[-4]
+    batch_size = jax.tree.leaves(cache)[0].shape[-4]  # (..., B, kv_heads, d, capacity)
     return Slots(
         cache=cache,
         lengths=jnp.zeros(batch_size, jnp.int32),

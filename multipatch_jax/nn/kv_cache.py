@@ -12,6 +12,8 @@ from multipatch_jax.config import TextConfig
 class KVCache(NamedTuple):
     """One layer's keys and values of the tokens of several rows. Column i is for the token at position i of its text.
 
+    Compiled code has those of all layers in one, along a first axis (`init_packed_cache`).
+
     Attributes:
       k: keys, rotated by their positions. The columns are the last axis, because the product with the queries is then
         more than twice as fast on a CPU as with the axes of `v`.

@@ -58,12 +58,9 @@ def builds() -> tuple[str, ...]:
     """
     found = []
     for name in BUILDS:
-        spec = importlib.util.find_spec(f"multipatch_jax.nn._encoder_{name}")
-        if spec is None or spec.origin is None:
-            continue
         try:
-            library = ctypes.CDLL(spec.origin)
-            if not library.MultipatchSupported():
+            library = _library(name)
+            if library is None or not library.MultipatchSupported():
                 continue
             for (what, dtype), symbol in SYMBOLS.items():
                 handler = jax.ffi.pycapsule(getattr(library, symbol))
@@ -78,12 +75,17 @@ def builds() -> tuple[str, ...]:
 
 
 def best_build() -> str | None:
-    """Return the name of the build that attention "native" runs, or None if there is none worth running.
+    """Return the name of the build that runs by itself, or None if there is none worth running.
 
     On x86 "baseline" is not worth running: XLA's own code is faster than a build for SSE2.
     """
     fast = [name for name in builds() if name != "baseline" or platform.machine() not in ("x86_64", "AMD64")]
     return fast[0] if fast else None
+
+
+def build_or_best(build: str | None) -> str:
+    """Return `build`, or for None the best one; where none is worth running, that is "baseline"."""
+    return build or best_build() or "baseline"
 
 
 def has_pairs(build: str) -> bool:
@@ -93,19 +95,22 @@ def has_pairs(build: str) -> bool:
 
 def vector_lanes(build: str) -> int:
     """Return how many float32 numbers a vector of a build has."""
-    return _library(build).MultipatchLanes()
+    library = _library(build)
+    assert library is not None
+    return library.MultipatchLanes()
 
 
 def panel_columns(build: str) -> int:
     """Return how many columns a panel of packed weights has."""
-    return _library(build).MultipatchColumns()
+    library = _library(build)
+    assert library is not None
+    return library.MultipatchColumns()
 
 
-def _library(build: str) -> ctypes.CDLL:
+def _library(build: str) -> ctypes.CDLL | None:
+    """Load a build; None if it is not installed."""
     spec = importlib.util.find_spec(f"multipatch_jax.nn._encoder_{build}")
-    assert spec is not None
-    assert spec.origin is not None
-    return ctypes.CDLL(spec.origin)
+    return None if spec is None or spec.origin is None else ctypes.CDLL(spec.origin)
 
 
 def target(build: str, what: str, dtype: str) -> str:
@@ -137,7 +142,7 @@ def encoder(
       pairs: for bfloat16, whether to multiply pairs of bfloat16 numbers, or numbers of float32. None takes pairs where
         the build has an instruction for them. Heads of an odd width have no pairs.
     """
-    build = build or best_build() or "baseline"
+    build = build_or_best(build)
     pairs = has_pairs(build) if pairs is None else pairs
 
     def operand(name: str) -> Array:
@@ -148,10 +153,10 @@ def encoder(
     call = jax.ffi.ffi_call(
         target(build, "encoder", x.dtype.name), jax.ShapeDtypeStruct(x.shape, np.float32), vmap_method="sequential"
     )
-    options: dict[str, Any] = {"heads": np.int64(heads), "epsilon": np.float32(epsilon)}
-    if x.dtype == jnp.bfloat16:
-        options["pairs"] = pairs and x.shape[1] // heads % 2 == 0
-    return call(x.astype(np.float32), *map(operand, OF_LAYER), **options).astype(x.dtype)
+    has_even_heads = x.shape[1] // heads % 2 == 0
+    pairs = x.dtype == jnp.bfloat16 and pairs and has_even_heads
+    operands = x.astype(np.float32), *map(operand, OF_LAYER)
+    return call(*operands, heads=np.int64(heads), epsilon=np.float32(epsilon), pairs=pairs).astype(x.dtype)
 
 
 @functools.partial(encoder.defjvp, symbolic_zeros=True)

@@ -17,16 +17,16 @@ from multipatch_jax.nn import native
 from multipatch_jax.nn.kv_cache import KVCache, init_cache
 from multipatch_jax.nn.rotary import rotary_angles
 
-MOST_ROWS = 64
-CHUNK = 256  # a cache's capacity is a multiple of it
-LANES = 16  # a head's width is a multiple of the widest vectors
+MOST_ROWS = 64  # kMostRows of native/decoder.cc
+CHUNK = 256  # kChunk of native/decoder_attention.h: a cache's capacity is a multiple of it
+LANES = 16  # a head's width is a multiple of the widest vectors, those of AVX-512
 PACKED_DTYPE = {"float32": jnp.float32, "bfloat16": jnp.uint32}  # two bfloat16 numbers lie in one of 32 bits
 OPERANDS = ("qkv", "out", "gate_up", "down", "head", "norm1", "norm2", "norm")  # in the order of the calls' arguments
 Packed = dict[str, Array]
 
 
 def can_step(config: TextConfig, dtype: str, batch_size: int, capacity: int) -> bool:
-    """Return whether the compiled step takes a model in this dtype, with so many rows of this capacity."""
+    """Return whether the compiled step and prefill take a model in this dtype, with so many rows of this capacity."""
     fits = config.head_dim % LANES == 0 and capacity % CHUNK == 0 and batch_size <= MOST_ROWS
     return jax.default_backend() == "cpu" and native.best_build() is not None and dtype in PACKED_DTYPE and fits
 
@@ -40,7 +40,7 @@ def pack_decoder(params: dict[str, Any], config: TextConfig, dtype: Any, build: 
       dtype: of the computation, float32 or bfloat16.
       build: one of `native.builds()`; None is the best.
     """
-    build = build or native.best_build() or "baseline"
+    build = native.build_or_best(build)
     text = jax.tree.map(lambda x: jnp.asarray(x, dtype), params["text_model"])
     layers, attention, mlp = text["layers"], text["layers"]["self_attn"], text["layers"]["mlp"]
     tied = config.tie_word_embeddings
@@ -105,7 +105,7 @@ def init_packed_cache(config: TextConfig, batch_size: int, capacity: int, dtype:
 
     A step has two arrays of the cache then, not two of each layer, whose handling takes longer than a layer.
     """
-    one = init_cache(config, batch_size, capacity, dtype)[0]
+    one = jax.eval_shape(lambda: init_cache(config, batch_size, capacity, dtype))[0]
     return KVCache(*(jnp.zeros((config.num_hidden_layers, *x.shape), dtype) for x in one))
 
 
@@ -175,7 +175,7 @@ def _call(
     build: str | None,
 ) -> tuple[Array, KVCache]:
     """Call a handler of the decoder, which returns logits (rows, V), and the cache, which it updates in place."""
-    build = build or native.best_build() or "baseline"
+    build = native.build_or_best(build)
     _check(packed, cache, config, build)
     weights, cached = _packed_dtype(packed), cache.k.dtype.name
     x, places, cos, sin = of_tokens
@@ -199,6 +199,7 @@ def _call(
 
 
 def _packed_dtype(packed: Packed) -> str:
+    """Return the dtype that weights had before they were packed."""
     return next(name for name, dtype in PACKED_DTYPE.items() if packed["qkv"].dtype == dtype)
 
 

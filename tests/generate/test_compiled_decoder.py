@@ -6,13 +6,10 @@ import pytest
 
 import multipatch_jax as mp
 from multipatch_jax.generate.run import new_held_slots
-from multipatch_jax.nn import native
 from tests.helpers import tolerances
+from tests.helpers.compiled import compiled_code
 
-pytestmark = pytest.mark.skipif(
-    jax.default_backend() != "cpu" or not native.builds(),
-    reason="the compiled decoder is for CPUs, and is built where the install finds a C++ compiler",
-)
+pytestmark = compiled_code
 PROMPTS = ["a", "What is <image>?", "b" * 300, "to be or not to be"]
 
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import multipatch_jax as mp
-from multipatch_jax.nn import decoder_step, init_packed_cache, native, pack_decoder
+from multipatch_jax.nn import decoder_step, init_packed_cache, pack_decoder
 from tests.helpers import tolerances
+from tests.helpers.compiled import compiled_code
 from tests.helpers.decoder import params_of, with_text
 from tests.helpers.smollm2 import fetch, read_llama, read_processor, read_text_config
 
@@ -35,7 +36,7 @@ def test_greedy_tokens_of_real_weights_are_the_references(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not native.builds(), reason="the compiled decoder is built where the install finds a C++ compiler")
+@compiled_code
 def test_compiled_code_in_bfloat16_predicts_what_float32_does(tmp_path):
     """On 640 tokens of English, in four rows."""
     file = fetch(tmp_path)

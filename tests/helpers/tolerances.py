@@ -16,7 +16,7 @@ SAME_PROGRAM = 1e-6  # one computation compiled in two ways (jit or not, batches
 GRADIENT = 1e-4  # of each tensor's gradient from PyTorch's, both float32, each with the roundings of two passes
 MESH = 1e-5  # loss and each tensor after 5 steps on a mesh: sums over devices in another order, five times over
 LOGITS = 1e-4  # of the largest logit: both sides are a float32 tower and a float32 decoder, one after the other
-# KL divergence in nats a token: five times what a prototype had, and a tenth of what 8-bit weights have.
+# KL divergence in nats a token: five times what a prototype had, a sixteenth of what 8-bit weights had.
 BFLOAT16_KL = (
     3e-4  # of the compiled decoder's next tokens in bfloat16 from those in float32, on a trained model's weights
 )

@@ -12,14 +12,12 @@ import multipatch_jax as mp
 from multipatch_jax.nn import native, siglip
 from multipatch_reference import distance
 from tests.helpers import tolerances
+from tests.helpers.compiled import compiled_code
 from tests.helpers.models import MEMBERS, make_model, with_layers
 from tests.helpers.parity import check_model, some_tiles
 from tests.helpers.processes import python_output
 
-pytestmark = pytest.mark.skipif(
-    jax.default_backend() != "cpu" or not native.builds(),
-    reason="the compiled encoder is for CPUs, and is built where the install finds a C++ compiler",
-)
+pytestmark = compiled_code
 # (patches a side, width, heads, hidden): one patch, odd sides, So400m's heads, many keys.
 SHAPES = [(1, 24, 4, 50), (3, 20, 5, 7), (7, 96, 4, 128), (13, 144, 2, 301), (27, 144, 2, 272), (32, 64, 1, 513)]
 

@@ -12,14 +12,12 @@ import multipatch_reference as reference
 from multipatch_jax.nn import native, siglip
 from multipatch_reference import distance
 from tests.helpers import tolerances
+from tests.helpers.compiled import compiled_code
 from tests.helpers.models import MEMBERS, make_model
 from tests.helpers.parity import normalised, some_tiles
 from tests.nn.test_native import SHAPES, an_encoder, in_jax
 
-pytestmark = pytest.mark.skipif(
-    jax.default_backend() != "cpu" or not native.builds(),
-    reason="the compiled encoder is for CPUs, and is built where the install finds a C++ compiler",
-)
+pytestmark = compiled_code
 ODD_HEADS = (5, 35, 5, 9)  # patches a side, width, heads, hidden: heads of seven numbers have no pairs
 
 

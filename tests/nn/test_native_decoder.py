@@ -22,12 +22,10 @@ from multipatch_jax.nn import (
 from multipatch_jax.nn.kv_cache import split_layers
 from multipatch_reference import distance
 from tests.helpers import tolerances
+from tests.helpers.compiled import compiled_code
 from tests.helpers.models import TINY_SMOLVLM
 
-pytestmark = pytest.mark.skipif(
-    jax.default_backend() != "cpu" or not native.builds(),
-    reason="the compiled decoder is for CPUs, and is built where the install finds a C++ compiler",
-)
+pytestmark = compiled_code
 ROWS, CAPACITY = 6, 512
 # heads, key heads, head width, width, hidden, vocabulary, tied: odd sizes, panels that are not full, a key head a head.
 ODD, TIED, WIDE = SHAPES = [
