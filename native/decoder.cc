@@ -152,25 +152,21 @@ class Step {
   float *x_, *normed_, *qkv_, *mixed_, *sums_, *mlp_, *parts_;
 };
 
-// A call of XLA. Weights are float32 or pairs, and the cache is of float32 or bfloat16.
+// Weights are float32 or pairs, and the cache is of float32 or bfloat16.
 template <typename Term, typename Cache>
-ffi::Error RunStep(ffi::ThreadPool pool, Array x, Ints positions, Array cos, Array sin, ffi::AnyBuffer qkv,
-                   ffi::AnyBuffer out, ffi::AnyBuffer gate_up, ffi::AnyBuffer down, ffi::AnyBuffer head, Array norm1,
-                   Array norm2, Array norm, ffi::AnyBuffer, ffi::AnyBuffer, ffi::Result<Array> logits,
-                   ffi::Result<ffi::AnyBuffer> keys, ffi::Result<ffi::AnyBuffer> values, int64_t heads,
-                   int64_t kv_heads, int64_t hidden, int64_t capacity, float epsilon) {
-  const Shape shape = ShapeOf(x, cos, norm1, logits, heads, kv_heads, hidden, capacity, epsilon);
-  if (shape.rows > Step<Term, Cache>::kMostRows) {
+ffi::Error RunStep(const Call<Term, Cache>& call) {
+  if (call.shape.rows > Step<Term, Cache>::kMostRows) {
     return ffi::Error::InvalidArgument("The decoder's step has too many rows.");
   }
-  const Weights<Term> weights = WeightsOf<Term>(qkv, out, gate_up, down, head, norm1, norm2, norm);
-  const std::unique_ptr<float[]> scratch(new float[Step<Term, Cache>::ScratchSize(shape)]);
-  Crew crew(pool);
-  Step<Term, Cache>(shape, weights, scratch.get(), crew)
-      .Run(x.typed_data(), positions.typed_data(), cos.typed_data(), sin.typed_data(),
-           CachedOf<Cache>(keys, values, shape), logits->typed_data());
+  const std::unique_ptr<float[]> scratch(new float[Step<Term, Cache>::ScratchSize(call.shape)]);
+  Crew crew(call.pool);
+  Step<Term, Cache>(call.shape, call.weights, scratch.get(), crew)
+      .Run(call.x, call.places, call.cos, call.sin, call.cache, call.logits);
   return ffi::Error::Success();
 }
+
+template <typename Term, typename Cache>
+constexpr auto kHandleStep = Handle<Term, Cache, RunStep<Term, Cache>>;
 
 // Packs kernels (layers, depth, columns).
 template <typename Number, typename Term>
@@ -194,10 +190,11 @@ auto PackBinding() { return ffi::Ffi::Bind().Arg<ffi::AnyBuffer>().Ret<ffi::AnyB
 
 using multipatch::Half;
 using multipatch::Pair;
-XLA_FFI_DEFINE_HANDLER_SYMBOL(MultipatchStep, (multipatch::RunStep<float, float>), multipatch::DecoderBinding());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(MultipatchStepHalfCache, (multipatch::RunStep<float, Half>),
+XLA_FFI_DEFINE_HANDLER_SYMBOL(MultipatchStep, (multipatch::kHandleStep<float, float>), multipatch::DecoderBinding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(MultipatchStepHalfCache, (multipatch::kHandleStep<float, Half>),
                               multipatch::DecoderBinding());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(MultipatchStepHalves, (multipatch::RunStep<Pair, Half>), multipatch::DecoderBinding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(MultipatchStepHalves, (multipatch::kHandleStep<Pair, Half>),
+                              multipatch::DecoderBinding());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(MultipatchPack, (multipatch::RunPack<float, float>), multipatch::PackBinding());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(MultipatchPackHalves, (multipatch::RunPack<Half, Pair>), multipatch::PackBinding());
 

@@ -70,29 +70,6 @@ T* Data(const ffi::AnyBuffer& buffer) {
   return static_cast<T*>(buffer.untyped_data());
 }
 
-inline Shape ShapeOf(const Array& x, const Array& cos, const Array& norms, ffi::Result<Array>& logits, int64_t heads,
-                     int64_t kv_heads, int64_t hidden, int64_t capacity, float epsilon) {
-  const auto rows = x.dimensions();
-  return {rows[0],
-          rows[1],
-          hidden,
-          logits->dimensions().back(),
-          norms.dimensions()[0],
-          heads,
-          kv_heads,
-          2 * static_cast<int64_t>(cos.dimensions()[1]),
-          capacity,
-          epsilon};
-}
-
-template <typename Term>
-Weights<Term> WeightsOf(const ffi::AnyBuffer& qkv, const ffi::AnyBuffer& out, const ffi::AnyBuffer& gate_up,
-                        const ffi::AnyBuffer& down, const ffi::AnyBuffer& head, const Array& norm1, const Array& norm2,
-                        const Array& norm) {
-  return {Data<Term>(qkv),  Data<Term>(out),    Data<Term>(gate_up), Data<Term>(down),
-          Data<Term>(head), norm1.typed_data(), norm2.typed_data(),  norm.typed_data()};
-}
-
 // The keys or values of all layers, (layers, rows, key heads, ...), of which a layer's part, and in it a row's, is
 // found.
 template <typename Cache>
@@ -104,12 +81,43 @@ struct Cached {
   Cache* Values(int64_t layer, int64_t row = 0) const { return values + (layer * rows + row) * row_size; }
 };
 
-template <typename Cache>
-Cached<Cache> CachedOf(ffi::Result<ffi::AnyBuffer>& keys, ffi::Result<ffi::AnyBuffer>& values, const Shape& shape) {
-  return {Data<Cache>(*keys), Data<Cache>(*values), shape.keys() * shape.capacity, keys->dimensions()[1]};
+// What a call of XLA asks for.
+template <typename Weight, typename Cache>
+struct Call {
+  ffi::ThreadPool& pool;
+  const float* x;         // (rows, width)
+  const int32_t* places;  // the rows' positions; or a chunk's row, first position, and which of its tokens is the last
+  const float *cos, *sin;
+  Shape shape;
+  Weights<Weight> weights;
+  Cached<Cache> cache;
+  float* logits;
+};
+
+// Handles a call with the arguments of DecoderBinding.
+template <typename Weight, typename Cache, ffi::Error (*run)(const Call<Weight, Cache>&)>
+ffi::Error Handle(ffi::ThreadPool pool, Array x, Ints places, Array cos, Array sin, ffi::AnyBuffer qkv,
+                  ffi::AnyBuffer out, ffi::AnyBuffer gate_up, ffi::AnyBuffer down, ffi::AnyBuffer head, Array norm1,
+                  Array norm2, Array norm, ffi::AnyBuffer, ffi::AnyBuffer, ffi::Result<Array> logits,
+                  ffi::Result<ffi::AnyBuffer> keys, ffi::Result<ffi::AnyBuffer> values, int64_t heads, int64_t kv_heads,
+                  int64_t hidden, int64_t capacity, float epsilon) {
+  const Shape shape{x.dimensions()[0],
+                    x.dimensions()[1],
+                    hidden,
+                    logits->dimensions().back(),
+                    norm1.dimensions()[0],
+                    heads,
+                    kv_heads,
+                    2 * static_cast<int64_t>(cos.dimensions()[1]),
+                    capacity,
+                    epsilon};
+  const Weights<Weight> weights{Data<Weight>(qkv),  Data<Weight>(out),  Data<Weight>(gate_up), Data<Weight>(down),
+                                Data<Weight>(head), norm1.typed_data(), norm2.typed_data(),    norm.typed_data()};
+  const Cached<Cache> cache{Data<Cache>(*keys), Data<Cache>(*values), shape.keys() * capacity, keys->dimensions()[1]};
+  return run({pool, x.typed_data(), places.typed_data(), cos.typed_data(), sin.typed_data(), shape, weights, cache,
+              logits->typed_data()});
 }
 
-// A call with these arguments; the step has a position for each row, the prefill a place.
 inline auto DecoderBinding() {
   return ffi::Ffi::Bind()
       .Ctx<ffi::ThreadPool>()

@@ -223,28 +223,19 @@ ffi::Error Encode(ffi::ThreadPool& pool, const Array& x, const Layers<Kernels>& 
   return ffi::Error::Success();
 }
 
-// Kernels of float32, whose products are of float32.
-ffi::Error EncodeFloats(ffi::ThreadPool pool, Array x, Array norm1_gain, Array norm1_bias, Array q_kernel, Array q_bias,
-                        Array k_kernel, Array k_bias, Array v_kernel, Array v_bias, Array out_kernel, Array out_bias,
-                        Array norm2_gain, Array norm2_bias, Array fc1_kernel, Array fc1_bias, Array fc2_kernel,
-                        Array fc2_bias, ffi::Result<Array> result, int64_t heads, float epsilon) {
-  const Layers<Array> layers{norm1_gain, norm1_bias, q_kernel,   q_bias,   k_kernel,   k_bias,
-                             v_kernel,   v_bias,     out_kernel, out_bias, norm2_gain, norm2_bias,
-                             fc1_kernel, fc1_bias,   fc2_kernel, fc2_bias};
+// Kernels are float32 or bfloat16. `pairs` says whether products of bfloat16 kernels are of pairs, or of float32.
+template <typename Kernels>
+ffi::Error RunEncode(ffi::ThreadPool pool, Array x, Array norm1_gain, Array norm1_bias, Kernels q_kernel, Array q_bias,
+                     Kernels k_kernel, Array k_bias, Kernels v_kernel, Array v_bias, Kernels out_kernel, Array out_bias,
+                     Array norm2_gain, Array norm2_bias, Kernels fc1_kernel, Array fc1_bias, Kernels fc2_kernel,
+                     Array fc2_bias, ffi::Result<Array> result, int64_t heads, float epsilon, bool pairs) {
+  const Layers<Kernels> layers{norm1_gain, norm1_bias, q_kernel,   q_bias,   k_kernel,   k_bias,
+                               v_kernel,   v_bias,     out_kernel, out_bias, norm2_gain, norm2_bias,
+                               fc1_kernel, fc1_bias,   fc2_kernel, fc2_bias};
+  if constexpr (std::is_same_v<Kernels, HalfArray>) {
+    if (pairs) return Encode<Pair>(pool, x, layers, result, heads, epsilon);
+  }
   return Encode<float>(pool, x, layers, result, heads, epsilon);
-}
-
-// Kernels of bfloat16. `pairs` says whether products are of pairs of bfloat16, or of float32.
-ffi::Error EncodeHalves(ffi::ThreadPool pool, Array x, Array norm1_gain, Array norm1_bias, HalfArray q_kernel,
-                        Array q_bias, HalfArray k_kernel, Array k_bias, HalfArray v_kernel, Array v_bias,
-                        HalfArray out_kernel, Array out_bias, Array norm2_gain, Array norm2_bias, HalfArray fc1_kernel,
-                        Array fc1_bias, HalfArray fc2_kernel, Array fc2_bias, ffi::Result<Array> result, int64_t heads,
-                        float epsilon, bool pairs) {
-  const Layers<HalfArray> layers{norm1_gain, norm1_bias, q_kernel,   q_bias,   k_kernel,   k_bias,
-                                 v_kernel,   v_bias,     out_kernel, out_bias, norm2_gain, norm2_bias,
-                                 fc1_kernel, fc1_bias,   fc2_kernel, fc2_bias};
-  return pairs ? Encode<Pair>(pool, x, layers, result, heads, epsilon)
-               : Encode<float>(pool, x, layers, result, heads, epsilon);
 }
 
 }  // namespace
@@ -252,7 +243,7 @@ ffi::Error EncodeHalves(ffi::ThreadPool pool, Array x, Array norm1_gain, Array n
 
 #pragma GCC visibility push(default)  // the symbols that Python looks up
 
-// A call with the arguments of EncodeFloats or EncodeHalves, whose kernels are Kernels.
+// A call with the arguments of RunEncode.
 template <typename Kernels>
 auto Binding() {
   using multipatch::Array;
@@ -277,11 +268,13 @@ auto Binding() {
       .template Arg<Array>()
       .template Ret<Array>()
       .template Attr<int64_t>("heads")
-      .template Attr<float>("epsilon");
+      .template Attr<float>("epsilon")
+      .template Attr<bool>("pairs");
 }
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(MultipatchEncoder, multipatch::EncodeFloats, Binding<multipatch::Array>());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(MultipatchEncoderHalves, multipatch::EncodeHalves,
-                              Binding<multipatch::HalfArray>().Attr<bool>("pairs"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(MultipatchEncoder, multipatch::RunEncode<multipatch::Array>,
+                              Binding<multipatch::Array>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(MultipatchEncoderHalves, multipatch::RunEncode<multipatch::HalfArray>,
+                              Binding<multipatch::HalfArray>());
 
 #pragma GCC visibility pop

@@ -1,4 +1,4 @@
-// Scratch memory of the encoder.
+// Memory in large pages, where Linux grants them.
 #pragma once
 
 #include <cstdint>

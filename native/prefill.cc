@@ -218,29 +218,25 @@ class Prefill {
   Number *normed_, *queries_, *mixed_, *mlp_;
 };
 
-// A call of XLA. `place` has the row, the position of the first token, and which token of the chunk is the last one.
 template <typename Term, typename Weight, typename Cache>
-ffi::Error RunPrefill(ffi::ThreadPool pool, Array x, Ints place, Array cos, Array sin, ffi::AnyBuffer qkv,
-                      ffi::AnyBuffer out, ffi::AnyBuffer gate_up, ffi::AnyBuffer down, ffi::AnyBuffer head, Array norm1,
-                      Array norm2, Array norm, ffi::AnyBuffer, ffi::AnyBuffer, ffi::Result<Array> logits,
-                      ffi::Result<ffi::AnyBuffer> keys, ffi::Result<ffi::AnyBuffer> values, int64_t heads,
-                      int64_t kv_heads, int64_t hidden, int64_t capacity, float epsilon) {
-  const Shape shape = ShapeOf(x, cos, norm1, logits, heads, kv_heads, hidden, capacity, epsilon);
-  const int64_t row = place.typed_data()[0], start = place.typed_data()[1], last = place.typed_data()[2];
+ffi::Error RunPrefill(const Call<Weight, Cache>& call) {
+  const int64_t row = call.places[0], start = call.places[1], last = call.places[2];
   const int64_t tokens = last + 1;  // the others are padding
-  const bool is_there = row >= 0 && row < keys->dimensions()[1] && start >= 0 && start + tokens <= capacity;
-  if (!is_there || last < 0 || last >= shape.rows) {
+  const bool is_there = row >= 0 && row < call.cache.rows && start >= 0 && start + tokens <= call.shape.capacity;
+  if (!is_there || last < 0 || last >= call.shape.rows) {
     return ffi::Error::InvalidArgument("The chunk reaches beyond its padding or the cache.");
   }
-  const Weights<Weight> weights = WeightsOf<Weight>(qkv, out, gate_up, down, head, norm1, norm2, norm);
-  Workers workers(pool);
-  Prefill<Term, Weight, Cache> prefill(shape, weights, tokens, start, workers);
-  if (!prefill.has_memory())
+  Workers workers(call.pool);
+  Prefill<Term, Weight, Cache> prefill(call.shape, call.weights, tokens, start, workers);
+  if (!prefill.has_memory()) {
     return ffi::Error(ffi::ErrorCode::kResourceExhausted, "No memory for the prefill's scratch.");
-  prefill.Run(x.typed_data(), cos.typed_data(), sin.typed_data(), CachedOf<Cache>(keys, values, shape), row,
-              logits->typed_data());
+  }
+  prefill.Run(call.x, call.cos, call.sin, call.cache, row, call.logits);
   return ffi::Error::Success();
 }
+
+template <typename Term, typename Weight, typename Cache>
+constexpr auto kHandlePrefill = Handle<Weight, Cache, RunPrefill<Term, Weight, Cache>>;
 
 }  // namespace
 }  // namespace multipatch
@@ -254,11 +250,11 @@ using HalvesTerm = Pair;
 #else
 using HalvesTerm = float;
 #endif
-XLA_FFI_DEFINE_HANDLER_SYMBOL(MultipatchPrefill, (multipatch::RunPrefill<float, float, float>),
+XLA_FFI_DEFINE_HANDLER_SYMBOL(MultipatchPrefill, (multipatch::kHandlePrefill<float, float, float>),
                               multipatch::DecoderBinding());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(MultipatchPrefillHalfCache, (multipatch::RunPrefill<float, float, Half>),
+XLA_FFI_DEFINE_HANDLER_SYMBOL(MultipatchPrefillHalfCache, (multipatch::kHandlePrefill<float, float, Half>),
                               multipatch::DecoderBinding());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(MultipatchPrefillHalves, (multipatch::RunPrefill<HalvesTerm, Pair, Half>),
+XLA_FFI_DEFINE_HANDLER_SYMBOL(MultipatchPrefillHalves, (multipatch::kHandlePrefill<HalvesTerm, Pair, Half>),
                               multipatch::DecoderBinding());
 
 #pragma GCC visibility pop
