@@ -10,6 +10,7 @@ This module exports what most users call. Everything else is in a sub-package:
 * `text`: prompts, input embeddings and video frames
 * `generate`: answers of the language model, and its features and logits
 * `train`: train steps, losses and training checkpoints
+* `corpus`: tokens or answers for every image of a corpus, on one machine or many
 * `plot`: pictures of tiles and tokens
 
 `presets` has the configs of the published models.
@@ -24,7 +25,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from multipatch_jax import checkpoint, encode, generate, image, nn, params, plot, presets, text, train
+    from multipatch_jax import checkpoint, corpus, encode, generate, image, nn, params, plot, presets, text, train
     from multipatch_jax.checkpoint import CheckpointError, export_hf, from_pretrained, save_pretrained
     from multipatch_jax.config import ConnectorConfig, ModelConfig, TextConfig, TilingConfig, VisionConfig
     from multipatch_jax.encode import (
@@ -61,6 +62,7 @@ __all__ = [
     "TilingConfig",
     "VisionConfig",
     "checkpoint",
+    "corpus",
     "encode",
     "encode_image",
     "encode_images",

@@ -13,7 +13,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from multipatch_jax.cli import ask, convert, demo, encode, export, plan  # here, where Ctrl-C is handled already
+    # Here, where Ctrl-C is handled already.
+    from multipatch_jax.cli import ask, convert, corpus, demo, encode, export, plan
 
     parser = argparse.ArgumentParser(
         prog="multipatch-jax",
@@ -30,7 +31,7 @@ Each command has its own --help. An error is one line on standard error, with ex
     )
     parser.add_argument("--version", action="version", version=f"multipatch_jax {mp.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (ask, encode, plan, convert, export, demo):
+    for module in (ask, encode, plan, convert, export, corpus, demo):
         name = module.__name__.rpartition(".")[2]
         command = commands.add_parser(
             name,

@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterable, Iterator, Sized
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from tqdm import tqdm
 
 from multipatch_jax.arguments import require_positive, require_type
@@ -16,7 +16,7 @@ from multipatch_jax.encode.cache import TileCache
 from multipatch_jax.encode.execution import prepare_execution
 from multipatch_jax.encode.read_ahead import read_ahead
 from multipatch_jax.encode.tile_queue import StreamStats, TileQueue, compile_programs
-from multipatch_jax.image import ImageError, PreparedImage
+from multipatch_jax.image import ImageError, PreparedImage, TilePlan
 from multipatch_jax.nn import Compute
 from multipatch_jax.params import Params
 from multipatch_jax.presets import SMOLVLM_256M
@@ -25,12 +25,13 @@ MAX_BATCH_SIZE = 1024  # tiles
 
 
 class _Result:
-    """One image's place in the output: the tokens of its tiles, filled in as they arrive, or its error."""
+    """One image's place in the output: its plan and the tokens of its tiles, filled in as they arrive, or its error."""
 
-    def __init__(self, num_tiles: int = 0, error: BaseException | None = None):
+    def __init__(self, plan: TilePlan | None = None, error: BaseException | None = None):
         self.error = error
-        self.missing = num_tiles
-        self.tokens: list[Any] = [None] * num_tiles
+        self.plan = plan
+        self.missing = 0 if plan is None else plan.num_tiles
+        self.tokens: list[Any] = [None] * self.missing
 
     def fill(self, index: int, tokens: np.ndarray) -> None:
         self.tokens[index] = tokens
@@ -90,6 +91,7 @@ def _stream(
     cache: TileCache | None,
     stats: StreamStats,
     bar: tqdm,
+    with_plans: bool,
 ) -> Iterator[Any]:
     """Yield the tokens or the error of each image in order, while the queue encodes the tiles of later images."""
     results: collections.deque[_Result] = collections.deque()
@@ -101,7 +103,11 @@ def _stream(
             bar.update()
             if result.error is not None and on_error == "raise":
                 raise result.error
-            yield result.error or np.concatenate(result.tokens)
+            if result.error is not None:
+                yield result.error
+            else:
+                tokens = np.concatenate(result.tokens)
+                yield (tokens, result.plan) if with_plans else tokens
 
     with bar, contextlib.closing(prepared):  # closing `prepared` ends its threads with the stream
         count = 0
@@ -117,7 +123,7 @@ def _stream(
                 if on_error == "raise":
                     queue.flush()  # so that the images before this one are yielded first
             else:
-                result = _Result(item.plan.num_tiles)
+                result = _Result(item.plan)
                 results.append(result)
                 stats.tiles += item.plan.num_tiles
                 if cache is None or item.tiles is None:
@@ -140,8 +146,9 @@ def iter_encode_images(
     tile_on: str | None = None,
     cache: TileCache | None = None,
     stats: StreamStats | None = None,
+    with_plans: bool = False,
     progress: bool = False,
-) -> Iterator[Float[np.ndarray, "tokens D"] | Exception]:
+) -> Iterator[Any]:
     """Encode many images of any sizes; yield the visual tokens of each, in order and as soon as they are computed.
 
     Args:
@@ -162,6 +169,7 @@ def iter_encode_images(
       cache: holds the tokens of tiles, so that equal tiles are encoded once. It compares tiles on the host, and serves
         one set of params, one config and one `compute`.
       stats: counters that are updated while the stream runs.
+      with_plans: whether to yield (tokens, plan) of each image. The plan has the grid, which a prompt needs.
       progress: whether to show a progress bar of images.
 
     Yields:
@@ -192,7 +200,7 @@ def iter_encode_images(
     total = len(images) if isinstance(images, Sized) else None
     bar = tqdm(total=total, desc="encoding", unit=" images", disable=not progress)
     prepared = read_ahead(images, config.tiling, on_device=tile_on != "host" and cache is None)
-    return _stream(TileQueue(own, execution, stats), prepared, on_error, cache, stats, bar)
+    return _stream(TileQueue(own, execution, stats), prepared, on_error, cache, stats, bar, with_plans)
 
 
 def _check_tile_on(tile_on: str | None) -> None:

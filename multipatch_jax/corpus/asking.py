@@ -1,0 +1,69 @@
+"""The task "ask": the model's answer to one question about each image."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from multipatch_jax.corpus.job import Job, Loaded, Source
+from multipatch_jax.generate import Generator
+from multipatch_jax.image import load_image
+
+FIELDS = (
+    pa.field("answer", pa.string()),
+    pa.field("finish_reason", pa.string()),
+    pa.field("num_tokens", pa.int32()),
+)
+CALL = 4  # chats for each slot in one call of the generator, so that slots seldom wait for the last answer
+
+
+def chat_about_an_image(prompt: str) -> list[dict[str, Any]]:
+    """Return the chat that asks `prompt` about one image."""
+    return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}]
+
+
+def load_answers(job: Job) -> Loaded:
+    """Prepare the task "ask"."""
+    slots = job.batch_size or 1
+    generator = Generator.from_pretrained(
+        job.model, revision=job.revision, dtype=job.load_dtype(), max_length=job.max_length, batch_size=slots
+    )
+    generator.warmup()
+    chat = chat_about_an_image(str(job.prompt))
+
+    def ask(images: list[np.ndarray]) -> list[dict[str, Any] | Exception]:
+        """Answer some images; if a call fails, one by one, so that the error is that of its own image."""
+        try:
+            answers = generator.generate([chat] * len(images), images, **job.settings)
+        except ValueError as error:  # such as an image that makes the prompt too long, or logits that are not finite
+            return [error] if len(images) == 1 else [ask([image])[0] for image in images]
+        return [{"answer": x.text, "finish_reason": x.finish_reason, "num_tokens": len(x.ids)} for x in answers]
+
+    def answer(sources: Iterable[Source | Exception]) -> Iterator[dict[str, Any] | Exception]:
+        waiting: list[np.ndarray | Exception] = []
+        for source in sources:
+            waiting.append(_load(source))
+            if len(waiting) == CALL * slots:
+                yield from _in_order(waiting, ask)
+                waiting = []
+        yield from _in_order(waiting, ask)
+
+    return Loaded(FIELDS, answer, lambda found: found["num_tokens"])
+
+
+def _load(source: Source | Exception) -> np.ndarray | Exception:
+    if isinstance(source, Exception):
+        return source
+    try:
+        return load_image(source)
+    except (ValueError, OSError) as error:
+        return error
+
+
+def _in_order(images: list[np.ndarray | Exception], ask: Any) -> Iterator[dict[str, Any] | Exception]:
+    """Yield an answer for each image, and for each error the error itself."""
+    good = [image for image in images if not isinstance(image, Exception)]
+    answers = iter(ask(good) if good else ())
+    for image in images:
+        yield image if isinstance(image, Exception) else next(answers)

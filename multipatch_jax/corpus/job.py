@@ -1,0 +1,58 @@
+"""What is computed for every image of a corpus: the driver checks it, and every actor carries it out."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import pyarrow as pa
+
+Source = str | bytes  # of an image: a path of this machine, or the bytes of a file
+Answers = Callable[[Iterable[Source | Exception]], Iterator[dict[str, Any] | Exception]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What is computed for every image of a corpus.
+
+    Attributes:
+      model: a folder or hub id, which every actor must reach under this name.
+      task: a key of `TASKS`.
+      revision: of a hub id; None is the main branch.
+      dtype: of the params; None is float32 on a CPU and elsewhere the checkpoint's.
+      token_dtype: of the tokens that are stored; None is their own.
+      prompt: the question that is asked about each image, or None.
+      settings: fields of `GenerationSettings` for the answers.
+      max_length: most tokens of a prompt and its answer together.
+      batch_size: tiles in flight on a device, or chats that are answered at a time; None chooses.
+    """
+
+    model: str
+    task: str
+    revision: str | None = None
+    dtype: str | None = None
+    token_dtype: str | None = None
+    prompt: str | None = None
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    max_length: int = 2048
+    batch_size: int | None = None
+
+    def load_dtype(self) -> str | None:
+        """Return the dtype that this process loads the params in."""
+        return self.dtype or ("float32" if jax.default_backend() == "cpu" else None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A task that is ready: its model is loaded, and its programs are compiled.
+
+    Attributes:
+      fields: of the columns that the task adds to the results.
+      answer: takes the images of some rows, some of which may be errors of reading them already. It yields for each, in
+        order, a dict with a value for each field, or the error of an image that cannot be used.
+      count: takes such a dict and returns the number of tokens in it, for the progress bar.
+    """
+
+    fields: Sequence[pa.Field]
+    answer: Answers
+    count: Callable[[Mapping[str, Any]], int]

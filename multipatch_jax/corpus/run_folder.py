@@ -1,0 +1,127 @@
+"""The folder of a run: what the run is, its results, and which rows are done.
+
+| name | content |
+|---|---|
+| `run.json` | what is computed, of which rows, with which weights: a run goes on only if all of it is the same |
+| `results/` | Parquet files with a row for each image |
+| `done/` | Ray's checkpoint: the ids whose results are written |
+| `manifest.parquet` | the manifest, where the command made it from a folder of images |
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pyarrow import dataset
+from tqdm import tqdm
+
+from multipatch_jax.corpus.error import CorpusError
+from multipatch_jax.corpus.job import Job
+from multipatch_jax.corpus.manifest import Manifest
+from multipatch_jax.files import read_json, replace_file, write_json
+
+RUN, RESULTS, DONE, MADE = "run.json", "results", "done", "manifest.parquet"
+# What may change between a run that was stopped and the one that goes on; weights are compared, not their place.
+MAY_CHANGE = ("model", "revision", "batch_size")
+
+
+@contextlib.contextmanager
+def locked_folder(out: Path) -> Iterator[None]:
+    """Make the folder of a run, if it is not there, and hold its lock.
+
+    Raises:
+      FileExistsError: it is a file, or a folder that holds something else.
+      ValueError: another process holds the lock.
+    """
+    import fcntl
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise FileExistsError(f"{out} is a file, or is within one: give the folder of a run, or a new one.") from None
+    if not (out / RUN).exists() and {path.name for path in out.iterdir()} - {".lock", MADE}:
+        raise FileExistsError(f"{out} holds other files and no {RUN}: give the folder of a run, or a new one.")
+    with (out / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(
+                f"Another process writes into {out}: wait for its end, or choose another folder."
+            ) from None
+        yield
+
+
+def claim_folder(out: Path, job: Job, manifest: Manifest, weights: str) -> None:
+    """Write what the run is, or compare it with what an earlier run wrote.
+
+    Raises:
+      ValueError: the folder holds results of another run.
+    """
+    mine: dict[str, Any] = {
+        **{name: value for name, value in dataclasses.asdict(job).items() if name not in MAY_CHANGE},
+        "weights": weights,
+        "images": len(manifest.ids),
+        "manifest": manifest.digest,
+    }
+    if not (out / RUN).exists():
+        with replace_file(out / RUN) as file:
+            write_json(file, {**mine, "model": job.model, "revision": job.revision})
+        return
+    there = read_json(out / RUN)
+    changed = [name for name, value in mine.items() if there.get(name) != value]
+    if changed:
+        said = ", ".join(f"{name} was {_short(there.get(name))} and is {_short(mine[name])}" for name in changed)
+        raise ValueError(f"{out} holds the results of another run ({said}): choose another folder.")
+
+
+def _short(value: Any) -> str:
+    return repr(value)[:40]
+
+
+def digest_of(folder: Path, progress: bool) -> str:
+    """Return the SHA-256 of all files of a model's folder, with their names."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    digest = hashlib.sha256()
+    total = sum(path.stat().st_size for path in files)
+    with tqdm(total=total, desc="checking the model", unit="B", unit_scale=True, disable=not progress) as bar:
+        for path in files:
+            with path.open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+            digest.update(f"{path.relative_to(folder)} {content}\n".encode())
+            bar.update(path.stat().st_size)
+    return digest.hexdigest()
+
+
+def done_ids(out: Path) -> np.ndarray:
+    """Return the ids whose results are written, sorted, by the results themselves."""
+    files = sorted((out / RESULTS).glob("*.parquet")) if (out / RESULTS).is_dir() else []
+    if not files:
+        return np.zeros(0, np.int64)
+    table = dataset.dataset([str(file) for file in files], format="parquet").to_table(columns=["id"])
+    return np.sort(table["id"].to_numpy())
+
+
+def check_complete(out: Path, manifest: Manifest) -> None:
+    """Raise a CorpusError unless the results have each id of the manifest once."""
+    found = done_ids(out)
+    if np.array_equal(found, manifest.ids):
+        return
+    twice = found[1:][found[1:] == found[:-1]]
+    missing = np.setdiff1d(manifest.ids, found)
+    said = f"{len(missing)} ids are missing" if len(missing) else f"{len(twice)} ids are there twice"
+    first = missing[0] if len(missing) else twice[0]
+    raise CorpusError(
+        f"{os.path.join(out, RESULTS)} must have each id of the manifest once, and {said}, the first is {first}: were "
+        f"files moved or deleted? Begin again in another folder."
+    )
+
+
+def count_errors(out: Path) -> int:
+    """Return how many rows of the results have an error."""
+    table = dataset.dataset(str(out / RESULTS), format="parquet")
+    return table.count_rows(filter=dataset.field("error").is_valid())

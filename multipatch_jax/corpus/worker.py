@@ -1,0 +1,57 @@
+"""An actor: it loads the model once, and answers the batches of rows that Ray Data gives it."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+
+from multipatch_jax.corpus.columns import results_table
+from multipatch_jax.corpus.job import Job
+from multipatch_jax.corpus.source import read_sources
+from multipatch_jax.corpus.tasks import TASKS
+
+TRIES = 4  # of a batch: Ray starts an actor that died again, and without end
+PART = 16  # rows whose results are held as NumPy arrays, before they become a table
+
+
+class Worker:
+    """What Ray Data runs as an actor: a function of a batch of rows of the manifest, with a model loaded before."""
+
+    def __init__(self, job: Job, base: str, counter: Any):
+        """Load the model and compile its programs.
+
+        Args:
+          job: what is computed.
+          base: the folder that relative paths of the manifest start from.
+          counter: the actor that counts for the progress bar (`progress.Counter`).
+        """
+        self._loaded = TASKS[job.task].load(job)
+        self._base, self._counter = base, counter
+
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        """Yield the results of a batch, some rows at a time and in order."""
+        import ray
+
+        rows = batch.to_pylist()
+        if ray.get(self._counter.begin.remote(rows[0]["id"])) > TRIES:
+            raise RuntimeError(
+                f"{TRIES} actors died with the batch of {len(rows)} images that begins with id {rows[0]['id']}, "
+                f"probably for want of memory: use fewer actors or smaller images"
+            )
+        answers = self._loaded.answer(read_sources(rows, self._base))
+        for start in range(0, len(rows), PART):
+            part = rows[start : start + PART]
+            found = [next(answers) for _ in part]
+            errors = [_sentence(one) if isinstance(one, Exception) else None for one in found]
+            yield results_table(part, errors, found, self._loaded.fields)
+            tokens = sum(self._loaded.count(one) for one in found if not isinstance(one, Exception))
+            self._counter.add.remote(len(part), sum(error is not None for error in errors), tokens)
+
+
+def _sentence(error: Exception) -> str:
+    """Return what an error says, in one line, never empty."""
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    if isinstance(error, OSError) and error.filename:
+        said = f"{said}: {os.fsdecode(error.filename)}"
+    return " ".join(said.split()) or type(error).__name__
