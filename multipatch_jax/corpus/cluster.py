@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-SPARE = 4  # Ray's CPUs beside those of the actors, for reading and writing: with few, a run that goes on never starts
+SPARE = 6  # Ray's CPUs beside those of the actors, for reading and writing: with few, a run that goes on never starts
 
 
 @contextlib.contextmanager

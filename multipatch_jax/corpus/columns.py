@@ -3,7 +3,7 @@
 Arrow has no bfloat16: its 16 bits are stored as uint16, and the field's metadata say so ({"dtype": "bfloat16"}).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -53,20 +53,21 @@ def results_table(
 def _column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
     """Return a column. Arrays of numbers go in without becoming Python's numbers."""
     missing = pa.array([value is None for value in values])
+    given = [value for value in values if value is not None]
     if pa.types.is_fixed_size_list(kind):
-        blank = np.zeros(kind.list_size, kind.value_type.to_pandas_dtype())
-        flat = _flat((blank if value is None else value for value in values), kind.value_type)
+        blank = np.zeros_like(given[0]) if given else np.zeros(kind.list_size, kind.value_type.to_pandas_dtype())
+        flat = _flat([blank if value is None else value for value in values], kind.value_type)
         return pa.FixedSizeListArray.from_arrays(flat, type=kind, mask=missing)
     if pa.types.is_list(kind):
         inner = kind.value_type
         ends = np.cumsum([0, *(0 if value is None else len(value) for value in values)])
-        flat = _flat((value for value in values if value is not None), inner.value_type)
+        flat = _flat(given, inner.value_type)
         vectors = pa.FixedSizeListArray.from_arrays(flat, type=inner)
         return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), vectors, type=kind, mask=missing)
     return pa.array(values, kind)
 
 
-def _flat(arrays: Iterable[np.ndarray], kind: pa.DataType) -> pa.Array:
+def _flat(arrays: Sequence[np.ndarray], kind: pa.DataType) -> pa.Array:
     found = [array.reshape(-1) for array in arrays]
     joined = np.concatenate(found) if found else np.zeros(0, kind.to_pandas_dtype())
     return pa.array(joined.view(np.uint16) if kind == pa.uint16() else joined, kind)

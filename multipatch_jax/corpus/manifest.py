@@ -49,7 +49,7 @@ class Manifest:
       base: the folder that relative paths start from.
       columns: those of `COLUMNS` that it has.
       ids: of all rows, sorted.
-      digest: SHA-256 of the rows without their `bytes`.
+      digest: SHA-256 of the rows; in place of their `bytes`, of the sizes of the files.
     """
 
     path: Path
@@ -78,13 +78,15 @@ def read_manifest(path: Path) -> Manifest:
         files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
         table = dataset.dataset([str(file) for file in files], format="parquet")
         columns = _check_columns(path, table.schema)
-        digest, ids = hashlib.sha256(), []
+        # Images within the manifest are not read to compare them: the sizes of its files stand for them.
+        sizes = [file.stat().st_size for file in files] if "bytes" in columns else []
+        digest, ids = hashlib.sha256(repr((columns, sizes)).encode()), []
         for batch in table.to_batches(columns=[name for name in columns if name != "bytes"]):
             if batch["id"].null_count:
                 raise ValueError(f"{path} must have an id in every row, got one without.")
             ids.append(compute.cast(batch["id"], pa.int64()).to_numpy())
-            for name in batch.schema.names:
-                digest.update(repr((name, batch[name].to_pylist())).encode())
+            for row in zip(*(batch[name].to_pylist() for name in batch.schema.names), strict=True):
+                digest.update(repr(row).encode())
     except pa.ArrowException as error:
         raise ValueError(f"{path} must be a Parquet file with an id for each image: {error}") from None
     ordered = np.sort(np.concatenate(ids)) if ids else np.zeros(0, np.int64)

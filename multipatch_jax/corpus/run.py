@@ -28,7 +28,7 @@ from multipatch_jax.corpus.run_folder import (
     claim_folder,
     count_errors,
     digest_of,
-    done_ids,
+    ids_in,
     locked_folder,
 )
 from multipatch_jax.corpus.tasks import TASKS
@@ -129,7 +129,7 @@ def run(
         if manifest is None:
             manifest = _made_manifest(source, out, progress)
         claim_folder(out, job, manifest, digest_of(folder, progress))
-        before = len(done_ids(out))
+        before = len(ids_in(out / DONE))
         if before < len(manifest.ids):
             with ray_session(address, actors) as files:
                 if files:

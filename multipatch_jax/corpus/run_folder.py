@@ -97,9 +97,13 @@ def digest_of(folder: Path, progress: bool) -> str:
     return digest.hexdigest()
 
 
-def done_ids(out: Path) -> np.ndarray:
-    """Return the ids whose results are written, sorted, by the results themselves."""
-    files = sorted((out / RESULTS).glob("*.parquet")) if (out / RESULTS).is_dir() else []
+def ids_in(folder: Path) -> np.ndarray:
+    """Return the ids in the Parquet files of a folder, sorted.
+
+    While a run goes on, and after a kill, only those of `DONE` are whole: a file of `RESULTS` may be half written, which
+    Ray deletes when the run goes on.
+    """
+    files = sorted(folder.glob("*.parquet"))
     if not files:
         return np.zeros(0, np.int64)
     table = dataset.dataset([str(file) for file in files], format="parquet").to_table(columns=["id"])
@@ -108,7 +112,7 @@ def done_ids(out: Path) -> np.ndarray:
 
 def check_complete(out: Path, manifest: Manifest) -> None:
     """Raise a CorpusError unless the results have each id of the manifest once."""
-    found = done_ids(out)
+    found = ids_in(out / RESULTS)
     if np.array_equal(found, manifest.ids):
         return
     twice = found[1:][found[1:] == found[:-1]]

@@ -1,0 +1,112 @@
+"""A run that is killed and goes on: each id comes out once, with the tokens of `encode_image` or a reason."""
+
+import subprocess
+import threading
+import time
+
+import numpy as np
+import pytest
+from pyarrow import parquet
+
+import multipatch_jax as mp
+from tests.helpers.corpora import make_corpus
+from tests.helpers.killing import actors_of, kill_run, resident_bytes
+from tests.helpers.processes import start_python
+
+
+def start(manifest, out, cache, *options):
+    command = ["-m", "multipatch_jax", "corpus", manifest, out, "--model", "reader", "--task", "tokens", *options]
+    # Actors that start again find their programs.
+    changes = {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(cache)}
+    return start_python(*command, changes=changes)
+
+
+def done(out):
+    return len(list((out / "done").glob("*.parquet")))
+
+
+def kill_after(driver: subprocess.Popen, out, files: int) -> None:
+    """Kills a run with its actors as soon as it has written so many files more."""
+    before, end = done(out), time.monotonic() + 600
+    while done(out) < before + files:
+        assert driver.poll() is None, f"the run was over before it could be killed: {driver.communicate()[0]}"
+        assert time.monotonic() < end, "the run writes nothing"
+        time.sleep(0.01)
+    assert kill_run(driver) > 0
+
+
+def check(out, files, bad):
+    """All that was promised of the results."""
+    table = parquet.read_table(out / "results")
+    assert sorted(table["id"].to_pylist()) == sorted(files)
+    errors = dict(zip(table["id"].to_pylist(), table["error"].to_pylist(), strict=True))
+    assert {one for one, error in errors.items() if error} == bad
+    for one in bad:
+        assert ("is empty" if files[one] == b"" else "Image from bytes") in errors[one]
+    config, params = mp.from_pretrained("reader", dtype="float32")
+    rows = {one: row for one, row in zip(table["id"].to_pylist(), mp.corpus.to_numpy(table, "tokens"), strict=True)}
+    good = [one for one in files if one not in bad]
+    stream = mp.iter_encode_images(params, [files[one] for one in good], config=config, with_plans=True)
+    grids = zip(table["id"].to_pylist(), table["rows"].to_pylist(), table["cols"].to_pylist(), strict=True)
+    grid = {one: (rows, cols) for one, rows, cols in grids}
+    for one, (tokens, plan) in zip(good, stream, strict=True):
+        np.testing.assert_array_equal(rows[one], tokens)
+        assert grid[one] == (plan.rows, plan.cols)
+    for one in good[:20]:
+        np.testing.assert_array_equal(rows[one], np.asarray(mp.encode_image(params, files[one], config=config)))
+
+
+def test_a_killed_run_goes_on(tmp_path):
+    files, bad = make_corpus(tmp_path / "m.parquet", 60, bad_every=20)
+    out, cache = tmp_path / "out", tmp_path / "cache"
+    driver = start(tmp_path / "m.parquet", out, cache, "--rows-per-file", 4)
+    kill_after(driver, out, 3)
+    driver = start(tmp_path / "m.parquet", out, cache, "--rows-per-file", 4)
+    said, _ = driver.communicate()
+    assert driver.returncode == 1, said  # some images have an error
+    assert "60 images" in said
+    assert "3 with an error" in said
+    assert "by an earlier run" in said
+    check(out, files, bad)
+
+
+@pytest.mark.slow
+def test_ten_thousand_images_and_three_kills(tmp_path):
+    """Also: neither the actors nor the object store grow."""
+    import ray
+
+    files, bad = make_corpus(tmp_path / "m.parquet", 10_000)
+    assert len(bad) == 200
+    out, cache, chance = tmp_path / "out", tmp_path / "cache", np.random.default_rng()
+    for _ in range(3):
+        kill_after(start(tmp_path / "m.parquet", out, cache, "--actors", 2), out, int(chance.integers(1, 25)))
+    left = 10_000 - done(out) * 64
+    samples: list[tuple[int, float]] = []
+    over = threading.Event()
+
+    def sample() -> None:
+        import os
+
+        while not over.wait(0.5):
+            used = ray.cluster_resources().get("object_store_memory", 0) - ray.available_resources().get(
+                "object_store_memory", 0
+            )
+            samples.append((sum(map(resident_bytes, actors_of(os.getpid()))), used))
+
+    ray.init(address="local", num_cpus=10, include_dashboard=False, log_to_driver=False)
+    try:
+        thread = threading.Thread(target=sample)
+        thread.start()
+        summary = mp.corpus.run(tmp_path / "m.parquet", out, model="reader", task="tokens", actors=2)
+        over.set()
+        thread.join()
+    finally:
+        ray.shutdown()
+    assert (summary.images, summary.errors) == (10_000, 200)
+    assert summary.before >= 10_000 - left - 3 * 64
+    check(out, files, bad)
+    resident, stored = np.array([pair for pair in samples if pair[0] > 5e8]).T
+    print(f"actors: {np.percentile(resident, [5, 50, 95]) / 1e9} GB; object store: {stored.max() / 1e6} MB")
+    quarter = len(resident) // 4
+    assert np.median(resident[-quarter:]) <= 1.15 * np.median(resident[quarter : 2 * quarter])
+    assert stored.max() <= 1e9
