@@ -1,6 +1,8 @@
 """`multipatch-jax corpus`: tokens or answers for every image of a corpus, as Parquet."""
 
 import argparse
+import contextlib
+import sys
 from pathlib import Path
 
 import multipatch_jax as mp
@@ -77,23 +79,24 @@ def run(args: argparse.Namespace) -> int:
     """
     given = {"max_new_tokens": args.max_tokens, "temperature": args.temperature, "seed": args.seed}
     try:
-        done = mp.corpus.run(
-            args.source,
-            args.out,
-            model=args.model,
-            task=args.task,
-            prompt=args.prompt,
-            settings={name: value for name, value in given.items() if value is not None},
-            revision=args.revision,
-            dtype=args.dtype,
-            token_dtype=args.token_dtype,
-            batch_size=args.batch_size,
-            actors=args.actors,
-            rows_per_file=args.rows_per_file,
-            address=args.address,
-            progress=is_watched(),
-            say=lambda line: complain(NAME, line),
-        )
+        with contextlib.redirect_stdout(sys.stderr):  # for what Ray prints
+            done = mp.corpus.run(
+                args.source,
+                args.out,
+                model=args.model,
+                task=args.task,
+                prompt=args.prompt,
+                settings={name: value for name, value in given.items() if value is not None},
+                revision=args.revision,
+                dtype=args.dtype,
+                token_dtype=args.token_dtype,
+                batch_size=args.batch_size,
+                actors=args.actors,
+                rows_per_file=args.rows_per_file,
+                address=args.address,
+                progress=is_watched(),
+                say=lambda line: complain(NAME, line),
+            )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted: what is in {args.out} stays, and the same command goes on") from None
     before = f", {done.before} of them by an earlier run" if done.before else ""

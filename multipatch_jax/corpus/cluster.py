@@ -26,7 +26,7 @@ def ray_session(address: str | None, actors: int | None) -> Iterator[str | None]
     if ray.is_initialized():
         yield None
         return
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what fails is our error to report, in one line
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address is None:
         # Logical CPUs: they say how many processes there may be, not how much each computes.

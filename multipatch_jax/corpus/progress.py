@@ -17,6 +17,15 @@ class Counter:
     def __init__(self):
         self._done = [0, 0, 0]
         self._tries: dict[int, int] = {}
+        self._failure: str | None = None
+
+    def fail(self, reason: str) -> None:
+        """Keep the reason for which an actor gives up; the first one stays."""
+        self._failure = self._failure or reason
+
+    def failure(self) -> str | None:
+        """Return why an actor gave up, or None."""
+        return self._failure
 
     def begin(self, first_id: int) -> int:
         """Return how often the batch that starts with this id was begun, this time included."""

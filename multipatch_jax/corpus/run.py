@@ -219,7 +219,8 @@ def _run(
     from ray.exceptions import RayError
 
     number, share = share_of_each(actors, whole_host=not TASKS[job.task].asks)
-    counter = ray.remote(num_cpus=0)(Counter).remote()
+    remote: Any = ray.remote(num_cpus=0)(Counter)
+    counter = remote.remote()
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = context.print_on_execution_start = False
     context.checkpoint_config = CheckpointConfig(
@@ -241,12 +242,8 @@ def _run(
         try:
             results.write_parquet(os.path.abspath(out / RESULTS))
         except RayError as error:
-            raise CorpusError(_reason(error, out)) from error
-
-
-def _reason(error: BaseException, out: Path) -> str:
-    """Return what made a run fail, in one sentence of the innermost error, and what to do."""
-    while (cause := getattr(error, "cause", None) or error.__cause__) is not None:
-        error = cause
-    said = " ".join(str(error).split())[:400] or type(error).__name__
-    return f"An actor failed: {said}. What is written in {out} stays, and the same command goes on from there."
+            failure: Any = ray.get(counter.failure.remote())
+            reason = failure or " ".join(str(error).split())
+            raise CorpusError(
+                f"An actor failed: {reason.rstrip('.'):.500}. What is in {out} stays, and the same call goes on."
+            ) from error

@@ -100,8 +100,8 @@ def digest_of(folder: Path, progress: bool) -> str:
 def ids_in(folder: Path) -> np.ndarray:
     """Return the ids in the Parquet files of a folder, sorted.
 
-    While a run goes on, and after a kill, only those of `DONE` are whole: a file of `RESULTS` may be half written, which
-    Ray deletes when the run goes on.
+    While a run goes on, and after a kill, only those of `DONE` are whole. A file of `RESULTS` may be half written; Ray
+    deletes it when the run goes on.
     """
     files = sorted(folder.glob("*.parquet"))
     if not files:

@@ -26,18 +26,33 @@ class Worker:
           base: the folder that relative paths of the manifest start from.
           counter: the actor that counts for the progress bar (`progress.Counter`).
         """
-        self._loaded = TASKS[job.task].load(job)
         self._base, self._counter = base, counter
+        self._failure: Exception | None = None
+        try:
+            self._loaded = TASKS[job.task].load(job)
+        except Exception as error:  # raised by the first batch: Ray prints pages about what is raised here
+            self._failure = error
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         """Yield the results of a batch, some rows at a time and in order."""
         import ray
 
-        rows = batch.to_pylist()
-        if ray.get(self._counter.begin.remote(rows[0]["id"])) > TRIES:
-            raise RuntimeError(
+        try:
+            yield from self._results(batch.to_pylist())
+        except Exception as error:
+            ray.get(self._counter.fail.remote(_reason(error)))
+            raise
+
+    def _results(self, rows: list[dict[str, Any]]) -> Iterator[pa.Table]:
+        import ray
+
+        if self._failure is not None:
+            raise self._failure
+        tries: Any = ray.get(self._counter.begin.remote(rows[0]["id"]))
+        if tries > TRIES:
+            raise MemoryError(
                 f"{TRIES} actors died with the batch of {len(rows)} images that begins with id {rows[0]['id']}, "
-                f"probably for want of memory: use fewer actors or smaller images"
+                f"probably for want of memory: use fewer actors, or take the largest images out"
             )
         answers = self._loaded.answer(read_sources(rows, self._base))
         for start in range(0, len(rows), PART):
@@ -47,6 +62,14 @@ class Worker:
             yield results_table(part, errors, found, self._loaded.fields)
             tokens = sum(self._loaded.count(one) for one in found if not isinstance(one, Exception))
             self._counter.add.remote(len(part), sum(error is not None for error in errors), tokens)
+
+
+def _reason(error: Exception) -> str:
+    """Return why an actor gives up, with what to do where a device has no more memory."""
+    said = _sentence(error)
+    if "RESOURCE_EXHAUSTED" in said:
+        return f"the device is out of memory: use a smaller batch size, or fewer actors ({said:.300})"
+    return said if isinstance(error, (ValueError, OSError, MemoryError)) else f"{type(error).__name__}: {said}"
 
 
 def _sentence(error: Exception) -> str:

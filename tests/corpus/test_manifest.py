@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -35,8 +36,11 @@ def rows_of(path):
 def contents(path):
     """What a manifest's rows lead to: the bytes of each image."""
     manifest = read_manifest(path)
-    sources = read_sources(rows_of(path), manifest.base)
-    return [source if isinstance(source, bytes) else open(source, "rb").read() for source in sources]
+    found = []
+    for source in read_sources(rows_of(path), manifest.base):
+        assert not isinstance(source, Exception)
+        found.append(source if isinstance(source, bytes) else Path(source).read_bytes())
+    return found
 
 
 def test_a_folder_becomes_a_manifest_in_the_order_of_names(tmp_path):
