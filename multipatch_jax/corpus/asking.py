@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from multipatch_jax.corpus.job import Job, Loaded, Source
+from multipatch_jax.corpus.source import map_ahead
 from multipatch_jax.generate import Generator
 from multipatch_jax.image import load_image
 
@@ -42,8 +43,8 @@ def load_answers(job: Job) -> Loaded:
 
     def answer(sources: Iterable[Source | Exception]) -> Iterator[dict[str, Any] | Exception]:
         waiting: list[np.ndarray | Exception] = []
-        for source in sources:
-            waiting.append(_load(source))
+        for image in map_ahead(_load, sources):
+            waiting.append(image)
             if len(waiting) == CALL * slots:
                 yield from _in_order(waiting, ask)
                 waiting = []
@@ -52,13 +53,10 @@ def load_answers(job: Job) -> Loaded:
     return Loaded(FIELDS, answer, lambda found: found["num_tokens"])
 
 
-def _load(source: Source | Exception) -> np.ndarray | Exception:
+def _load(source: Source | Exception) -> np.ndarray:
     if isinstance(source, Exception):
-        return source
-    try:
-        return load_image(source)
-    except (ValueError, OSError) as error:
-        return error
+        raise source
+    return load_image(source)
 
 
 def _in_order(images: list[np.ndarray | Exception], ask: Any) -> Iterator[dict[str, Any] | Exception]:

@@ -2,14 +2,32 @@
 
 import collections
 import concurrent.futures
+import functools
+import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import pyarrow.fs
 
-READERS = 8  # files that are read at a time, which hides the delay of a store in a cloud
-AHEAD = 16  # files that are read, or being read, ahead of their turn
+THREADS = 8  # which hides the delay of a store in a cloud
+AHEAD = 16  # items that are done, or being done, ahead of their turn
+Item = TypeVar("Item")
+Done = TypeVar("Done")
+
+
+def map_ahead(function: Callable[[Item], Done], items: Iterable[Item]) -> Iterator[Done | Exception]:
+    """Yield `function(item)`, or the exception that it raises, for each item in order; threads work ahead."""
+    left = iter(items)
+    with concurrent.futures.ThreadPoolExecutor(THREADS, "multipatch-corpus") as pool:
+        waiting = collections.deque(pool.submit(function, item) for item in itertools.islice(left, AHEAD))
+        while waiting:
+            future = waiting.popleft()
+            error = future.exception()
+            if error is not None and not isinstance(error, Exception):
+                raise error
+            waiting.extend(pool.submit(function, item) for item in itertools.islice(left, 1))
+            yield future.result() if error is None else error
 
 
 def is_address(path: str) -> bool:
@@ -17,7 +35,7 @@ def is_address(path: str) -> bool:
     return "://" in path
 
 
-def read_sources(rows: Sequence[Mapping[str, Any]], base: str) -> Iterator[str | bytes | Exception]:
+def read_sources(rows: Iterable[Mapping[str, Any]], base: str) -> Iterator[str | bytes | Exception]:
     """Yield, for each row in order, a path of this machine, the bytes of its image, or the error of reading it.
 
     A file that is an image by itself is not read here: whoever decodes the image reads it.
@@ -26,21 +44,7 @@ def read_sources(rows: Sequence[Mapping[str, Any]], base: str) -> Iterator[str |
       rows: of a manifest.
       base: the folder that relative paths start from.
     """
-    with concurrent.futures.ThreadPoolExecutor(READERS, "multipatch-source") as pool:
-        waiting: collections.deque[concurrent.futures.Future[str | bytes]] = collections.deque()
-        left = iter(rows)
-        while True:
-            for row in left:
-                waiting.append(pool.submit(_read, row, base))
-                if len(waiting) == AHEAD:
-                    break
-            if not waiting:
-                return
-            future = waiting.popleft()
-            error = future.exception()
-            if error is not None and not isinstance(error, Exception):
-                raise error
-            yield future.result() if error is None else error
+    return map_ahead(functools.partial(_read, base=base), rows)
 
 
 def _read(row: Mapping[str, Any], base: str) -> str | bytes:

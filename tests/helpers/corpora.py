@@ -8,7 +8,9 @@ import pyarrow as pa
 from PIL import Image
 from pyarrow import parquet
 
-BROKEN = (b"", b"no image", b"\x89PNG\r\n\x1a\nand nothing more")
+from tests.helpers.image_files import png_of_size
+
+BROKEN = (b"", b"no image", png_of_size(30_000, 30_000))
 
 
 def picture(rng: np.random.Generator, largest: int = 200) -> bytes:
