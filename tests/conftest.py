@@ -4,6 +4,8 @@ import ast
 import importlib.util
 import logging
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import jax
@@ -40,7 +42,20 @@ def pytest_configure(config):
     """Run the suite on the CPU, whose bounds it has, on a machine with a GPU too; `pytest -m gpu` runs on the GPU."""
     if config.option.markexpr != "gpu":
         jax.config.update("jax_platforms", "cpu")
+        share_programs(config)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the processes of a run share a GPU's memory
+
+
+def share_programs(config):
+    """Let all processes of a run, those that tests start too, find the programs that one of them has compiled.
+
+    They are still counted as compiled (see `encode/compiles.py`), so that a test that counts them can fail.
+    """
+    if not hasattr(config, "workerinput") and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder = tempfile.mkdtemp(prefix="multipatch-programs-")
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 
 
 def pytest_runtest_setup(item):

@@ -20,11 +20,9 @@ from tests.helpers.processes import start_python
 REASONS = ("is empty", "no image that Pillow knows", "decompression bomb")
 
 
-def start(manifest, out, cache, *options):
+def start(manifest, out, *options):
     command = ["-m", "multipatch_jax", "corpus", manifest, out, "--model", "reader", "--task", "tokens", *options]
-    # Actors that start again find their programs.
-    changes = {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(cache)}
-    return start_python(*command, changes=changes)
+    return start_python(*command, changes={"JAX_PLATFORMS": "cpu"})
 
 
 def done(out):
@@ -64,10 +62,10 @@ def check(out, files, bad):
 
 def test_a_killed_run_goes_on(tmp_path):
     files, bad = make_corpus(tmp_path / "m.parquet", 60, bad_every=20)
-    out, cache = tmp_path / "out", tmp_path / "cache"
-    driver = start(tmp_path / "m.parquet", out, cache, "--rows-per-file", 4)
+    out = tmp_path / "out"
+    driver = start(tmp_path / "m.parquet", out, "--rows-per-file", 4)
     kill_after(driver, out, 3)
-    driver = start(tmp_path / "m.parquet", out, cache, "--rows-per-file", 4)
+    driver = start(tmp_path / "m.parquet", out, "--rows-per-file", 4)
     said, _ = driver.communicate()
     assert driver.returncode == 1, said  # some images have an error
     assert "60 images" in said
@@ -83,9 +81,9 @@ def test_ten_thousand_images_and_three_kills(tmp_path):
 
     files, bad = make_corpus(tmp_path / "m.parquet", 10_000)
     assert len(bad) == 200
-    out, cache, chance = tmp_path / "out", tmp_path / "cache", np.random.default_rng()
+    out, chance = tmp_path / "out", np.random.default_rng()
     for _ in range(3):
-        kill_after(start(tmp_path / "m.parquet", out, cache, "--actors", 2), out, int(chance.integers(1, 25)))
+        kill_after(start(tmp_path / "m.parquet", out, "--actors", 2), out, int(chance.integers(1, 25)))
     before = len(ids_in(out / "done"))
     samples: list[tuple[int, float]] = []
     over = threading.Event()
@@ -122,7 +120,7 @@ def test_a_batch_that_kills_every_actor_ends_the_run(tmp_path):
     pipe = tmp_path / "image.png"
     os.mkfifo(pipe)
     parquet.write_table(pa.table({"id": [7], "path": [str(pipe)]}), tmp_path / "m.parquet")
-    driver = start(tmp_path / "m.parquet", tmp_path / "out", tmp_path / "cache")
+    driver = start(tmp_path / "m.parquet", tmp_path / "out")
     kills, end = 0, time.monotonic() + 600
     while driver.poll() is None and time.monotonic() < end:
         time.sleep(0.1)
