@@ -10,7 +10,8 @@ import math
 from multipatch_jax.arguments import require_positive, require_type
 from multipatch_jax.config import TilingConfig
 
-MAX_IMAGE_SIZE = 4096  # pixels; resize 1 makes no side longer than this, as in the reference
+MAX_IMAGE_SIZE = 4096
+"""Resize 1 makes no side longer than this, in pixels, as in the reference."""
 
 
 @dataclasses.dataclass(frozen=True)

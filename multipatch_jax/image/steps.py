@@ -21,7 +21,8 @@ from multipatch_jax.image.plan import TilePlan
 from multipatch_jax.image.resize import ResizeStep
 from multipatch_jax.resamplers import FILTERS, AxisWeights, ResizeWeights, Size, resize_weights
 
-MAX_GRID = 4  # most tiles along a side of a grid that a bucket's program makes
+MAX_GRID = 4
+"""The most tiles along a side of the grid that the program of a size bucket makes."""
 
 
 @dataclasses.dataclass(frozen=True)

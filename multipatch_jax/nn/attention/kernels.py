@@ -49,7 +49,6 @@ def _cuda_wheels(target: Target) -> bool:
     return not target.exported or any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13))
 
 
-# "auto" takes the first that can be had and is automatic on the platform.
 KERNELS = {
     "cudnn": Kernel(
         function=cudnn,
@@ -68,6 +67,7 @@ KERNELS = {
     "blocked": Kernel(function=blocked, automatic=("cpu",)),
     "plain": Kernel(function=plain, splits_heads=True),
 }
+"""The attention kernels by name. "auto" takes the first that can be had and is automatic on the platform."""
 
 
 def attention(
