@@ -1,59 +1,128 @@
-"""The README's promises: commands that exist, tables that are true, examples that run."""
+"""The Python of README.md and of the pages of docs/ runs, with a small model.
+
+tests/text/test_guide.py runs docs/prompts.md, and tests/test_fine_tuning.py docs/fine-tuning.md.
+"""
 
 import re
+import shutil
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
+from skimage import data
 
 import multipatch_jax as mp
-from tests.helpers.processes import run_python
-from tests.helpers.project import README, readme_examples
+from tests.helpers.models import TINY_SMOLVLM, make_model
+from tests.helpers.project import PAGES, ROOT, examples, run_examples
+from tests.helpers.tokenizer import save_tokenizer
+
+NAME = "HuggingFaceTB/SmolVLM-256M-Instruct"
 
 
-def test_the_readmes_commands_exist():
-    commands = re.findall(r"multipatch-jax (\w+)", README)
-    assert set(commands) == {"demo", "convert", "encode", "export", "plan", "ask"}
-    for command in set(commands):
-        assert run_python("-m", "multipatch_jax", command, "--help").returncode == 0
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A random model with its tokenizer, as the hub has one."""
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    folder.mkdir()
+    make_model(TINY_SMOLVLM, folder)
+    save_tokenizer(folder)
+    return folder
 
 
-def test_the_readmes_tables_of_tiles_are_true():
-    for height, width, *cells in re.findall(r"^\| (\d+) x (\d+) \| (.+) \| (.+) \| (.+) \| (.+) \|$", README, re.M):
-        policies: tuple[dict[str, Any], ...] = ({}, {"upscale": False}, {"max_tiles": 5}, {"global_tile": False})
-        for cell, policy in zip(cells, policies, strict=True):
-            plan = mp.plan_tiles(int(height), int(width), mp.TilingConfig(**policy))
-            tiles = "1 tile" if plan.num_tiles == 1 else f"{plan.num_tiles} tiles"
-            assert cell == f"{tiles}, {plan.num_tokens} tokens", (height, width, policy)
-    for name, tile, tokens, width, cost in re.findall(
-        r"^\| ([\w.-]+)[^|]* \| SigLIP[^|]*\| (\d+) \| (\d+) \| (\d+) \| (.+) \|$", README, re.M
-    ):
-        config = mp.PRESETS[name]
-        plan = mp.plan_tiles(3000, 4000, config.tiling)
-        assert (config.tiling.tile_size, config.tiling.tokens_per_tile) == (int(tile), int(tokens))
-        assert config.connector.text_hidden_size == int(width)
-        assert cost == f"{plan.num_tiles} tiles, {plan.num_tokens} tokens"
+@pytest.fixture
+def run(folder, photo, tmp_path, monkeypatch):
+    """A function that runs a page where its photographs are, and returns the page's variables."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(photo).save("photo.jpg")
+    Image.fromarray(data.coffee()).save("later.jpg")
+    for name in ("photo.jpg", "later.jpg"):
+        shutil.copy(name, tmp_path / "photos")
+    (tmp_path / "photos" / "no photograph.txt").write_text("")
+
+    def run(page: str, changes: dict[str, Any] | None = None, **names: Any) -> dict[str, Any]:
+        return run_examples(page, names, {NAME: folder} | (changes or {}))
+
+    return run
 
 
-def test_the_readmes_ten_lines_run(tiny, photo, tmp_path, capsys):
-    code = readme_examples()[0]
-    Image.fromarray(photo).save(tmp_path / "photo.jpg")
-    code = code.replace("HuggingFaceTB/SmolVLM-256M-Instruct", str(tiny.folder))
-    code = code.replace("photo.jpg", str(tmp_path / "photo.jpg"))
-    names: dict[str, Any] = {"array": photo}
-    exec(compile(code, "README.md", "exec"), names)
-    assert capsys.readouterr().out == "3 4 13 52\n"
+def test_the_readmes_examples_run(run, photo, folder):
+    pictures = [np.full((64, 64, 3), shade, np.uint8) for shade in (60, 120, 180)]
+    chats = [
+        [
+            {"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "?"}]},
+            {"role": "assistant", "content": [{"type": "text", "text": "grey"}]},
+        ]
+        for picture in pictures
+    ]
+    given = {"array": photo, "paths": ["photo.jpg"], "chats": chats, "processor": mp.Processor.from_pretrained(folder)}
+    small = {"length=1200": "length=160", "batch_size=8": "batch_size=2", "range(1000)": "range(2)"}
+    names = run("README.md", small, **given)
+    assert names["answer"].text
+    assert names["tokens"].shape == (13 * 4, 48)
+    assert int(names["state"].step) == 2
+    assert mp.from_pretrained("tuned", parts="all")
+
+
+def test_the_quickstart_runs(run, photo, capsys):
+    names = run("docs/quickstart.md", array=photo)
+    assert names["answer"].text
+    assert capsys.readouterr().out == f"3 4 13 52\n{names['answer'].text}\n"
     assert names["tokens"].shape == (13, 4, 48)
 
 
-def test_the_readmes_training_examples_run(tiny, photo, tmp_path, monkeypatch):
-    """With a small model and few steps. The folder that the first one saves is loaded."""
-    connector, tower = readme_examples("Training")
-    monkeypatch.chdir(tmp_path)
-    tiles = mp.tile_image_host(photo, tiny.config.tiling)[:9]
-    names: dict[str, Any] = {"tiles": tiles, "teacher": np.ones((9, 4, 1024), np.float32), "num_steps": 20}
-    code = connector.replace("HuggingFaceTB/SmolVLM-256M-Instruct", str(tiny.folder)) + tower
-    exec(compile(code, "README.md", "exec"), names)
+def test_the_concepts_run(run, photo):
+    names = run("docs/concepts.md", array=photo)
+    assert names["fewer"].tiling.max_tiles == 5
+    assert names["tokens"].shape == (52, 48)
+    assert names["mean"].shape == (48,)
+
+
+def test_the_guide_to_many_images_runs(run, capsys):
+    names = run("docs/many-images.md")
+    assert "no photograph.txt Image 1: " in capsys.readouterr().out
+    assert [isinstance(result, mp.ImageError) for result in names["results"]] == [False, True, False]
+
+
+def test_the_guide_to_checkpoints_runs(run, folder):
+    names = run("docs/checkpoints.md", folder=folder)
+    for saved in ("saved", "for-transformers"):
+        _, params = mp.from_pretrained(saved, parts="all")
+        assert sorted(params) == sorted(names["params"])
+        assert mp.Processor.from_pretrained(saved)
+
+
+def test_the_guide_to_training_runs(run, photo):
+    """The folder that the first example saves is loaded."""
+    tiles = mp.tile_image_host(photo, TINY_SMOLVLM.tiling)[:9]
+    names = run("docs/training.md", tiles=tiles, teacher=np.ones((9, 4, 1024), np.float32), num_steps=20)
     config, params = mp.from_pretrained("new-connector")
     assert mp.encode_tiles(params, tiles[:2], config=config).shape == (2, 4, 1024)
     assert np.isfinite(names["metrics"]["loss"])
+
+
+def test_the_guide_to_exports_runs(run, tmp_path):
+    names = run("docs/export.md")
+    assert names["tokens"].shape == (13, 4, 48)
+    assert {path.name for path in (tmp_path / "programs").iterdir()} == {
+        "manifest.json",
+        "params.npz",
+        *(f"{platform}.jax_export" for platform in ("cpu", "cuda", "tpu")),
+    }
+
+
+def test_the_guide_to_accelerators_runs(run):
+    assert run("docs/accelerators.md")["tokens"].dtype == "bfloat16"
+
+
+def test_the_guide_to_many_machines_runs(run):
+    names = run("docs/scale.md")
+    assert [tokens.shape for tokens in names["results"]] == [(52, 48), (52, 48)]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if examples(page)])
+def test_every_page_with_python_is_run(page):
+    files = ("tests/test_examples.py", "tests/test_fine_tuning.py", "tests/text/test_guide.py")
+    tests = "".join((ROOT / file).read_text(encoding="utf-8") for file in files)
+    assert re.search(rf'(run|run_examples)\(\s*"{re.escape(page)}"', tests), f"no test runs {page}"
