@@ -235,7 +235,9 @@ class ModelConfig:
     """A model of the SmolVLM / Idefics3 family: what it is. `nn.Compute` says how it is computed.
 
     Attributes:
-      vision, connector, tiling: configs of its parts.
+      vision: config of its vision tower.
+      connector: config of its connector.
+      tiling: how images become tiles.
       text: config of its language model, or None if that is unknown or not wanted.
       image_token_id: id of the `<image>` token. Visual tokens replace the embeddings of these tokens in the prompt.
       model_type: "idefics3" or "smolvlm", as in config.json.

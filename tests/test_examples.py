@@ -62,7 +62,7 @@ def test_the_readmes_examples_run(run, photo, folder):
     assert names["answer"].text
     assert names["tokens"].shape == (13 * 4, 48)
     assert int(names["state"].step) == 2
-    assert mp.from_pretrained("tuned", parts="all")
+    assert "lora" not in mp.from_pretrained("tuned", parts="all")[1]
 
 
 def test_the_quickstart_runs(run, photo, capsys):

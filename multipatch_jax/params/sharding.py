@@ -122,7 +122,7 @@ def gather_fsdp(params: dict[str, Any], mesh: Mesh, rules: Rules = RULES, dtype:
     Args:
       dtype: the dtype of the computation. Kernels and embeddings of tower, connector and decoder are cast to it before
         they are sent (the modules would cast them anyway), and their gradients come back in it. All other params keep
-        their dtype, and None keeps that of all.
+        their dtype. None keeps every dtype.
     """
 
     def one(keys, x):
