@@ -48,7 +48,7 @@ def run(folder, photo, tmp_path, monkeypatch):
 
 
 def test_the_readmes_examples_run(run, photo, folder):
-    pictures = [np.full((64, 64, 3), shade, np.uint8) for shade in (60, 120, 180)]
+    pictures = [np.full((16, 64, 3), shade, np.uint8) for shade in (60, 120, 180)]  # each becomes five tiles
     chats = [
         [
             {"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "?"}]},
@@ -57,7 +57,11 @@ def test_the_readmes_examples_run(run, photo, folder):
         for picture in pictures
     ]
     given = {"array": photo, "paths": ["photo.jpg"], "chats": chats, "processor": mp.Processor.from_pretrained(folder)}
-    small = {"length=1200": "length=160", "batch_size=8": "batch_size=2", "range(1000)": "range(2)"}
+    small = {
+        "length=1200, num_tiles=17": "length=90, num_tiles=5",
+        "batch_size=8": "batch_size=2",
+        "range(1000)": "range(2)",
+    }
     names = run("README.md", small, **given)
     assert names["answer"].text
     assert names["tokens"].shape == (13 * 4, 48)
@@ -73,7 +77,8 @@ def test_the_quickstart_runs(run, photo, capsys):
 
 
 def test_the_concepts_run(run, photo):
-    names = run("docs/concepts.md", array=photo)
+    small = {"384 //": "32 //", "tile_size=384": "tile_size=32", "longest_edge=1536": "longest_edge=128"}
+    names = run("docs/concepts.md", small, array=photo)
     assert names["fewer"].tiling.max_tiles == 5
     assert names["tokens"].shape == (52, 48)
     assert names["mean"].shape == (48,)
