@@ -37,7 +37,9 @@ def test_the_site_builds_without_a_warning_or_a_network(tmp_path):
             continue
         html = (tmp_path / "site/api" / page.stem / "index.html").read_text(encoding="utf-8")
         public = importlib.import_module(f"multipatch_jax.{page.stem}").__all__
-        lost = [name for name in public if f'id="multipatch_jax.{page.stem}.{name}"' not in html]
+        # A function in a file of its own name, as corpus.run is, is documented where the file is.
+        room = f'id="multipatch_jax.{page.stem}'
+        lost = [one for one in public if f'{room}.{one}"' not in html and f'{room}.{one}.{one}"' not in html]
         assert not lost, f"{page.name} lacks {lost}: they have no docstring"
 
 
@@ -84,7 +86,7 @@ def parse(arguments: list[str]) -> Any:
 def test_shell_examples_are_commands_with_their_flags():
     rests = [line.partition("multipatch-jax ")[2] for line in shell_lines() if "multipatch-jax " in line]
     commands = {parse(shlex.split(rest, comments=True)).command for rest in rests}
-    assert commands == {"demo", "convert", "encode", "export", "plan", "ask"}
+    assert commands == {"demo", "convert", "encode", "export", "plan", "ask", "corpus"}
 
 
 def test_commands_in_sentences_have_their_flags(capsys):
