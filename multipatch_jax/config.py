@@ -232,10 +232,9 @@ PARTS = {"vision": VisionConfig, "connector": ConnectorConfig, "tiling": TilingC
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A model of the SmolVLM / Idefics3 family: what it is. `nn.Compute` says how it is computed.
+    """What a model of the SmolVLM / Idefics3 family is. `nn.Compute` says how it is computed.
 
     Attributes:
-      vision, connector, tiling: configs of its parts.
       text: config of its language model, or None if that is unknown or not wanted.
       image_token_id: id of the `<image>` token. Visual tokens replace the embeddings of these tokens in the prompt.
       model_type: "idefics3" or "smolvlm", as in config.json.

@@ -89,8 +89,7 @@ PRESETS = {
     "colSmol-256M": dataclasses.replace(SMOLVLM_256M, embedding_size=128),
     "colSmol-500M": dataclasses.replace(SMOLVLM_500M, embedding_size=128),
 }
-# Values that were never compared with the model's published JSON files: preset -> fields, and after a colon the model
-# that the values were taken from instead.
+"""The configs of the published models, by the last part of their hub id."""
 UNVERIFIED = {
     "SmolVLM-500M-Instruct": "all: inferred from SmolVLM2-500M",
     "SmolVLM-Instruct": "tiling, text.max_position_embeddings, text.pad_token_id",
@@ -101,3 +100,7 @@ UNVERIFIED = {
     "colSmol-256M": "all: SmolVLM-256M's, and the 128 of ColIdefics3",
     "colSmol-500M": "all: SmolVLM-500M's, and the 128 of ColIdefics3",
 }
+"""Values that were never compared with the model's published JSON files.
+
+Preset -> fields, and after a colon the model that the values were taken from instead.
+"""

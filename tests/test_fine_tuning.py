@@ -1,29 +1,20 @@
 """The examples of docs/fine-tuning.md run, and what they export is loaded and answers."""
 
-import re
-from typing import Any
-
 import numpy as np
 
 import multipatch_jax as mp
 from tests.helpers.colours import example, make_colour_model
-from tests.helpers.project import ROOT
-
-GUIDE = (ROOT / "docs" / "fine-tuning.md").read_text(encoding="utf-8")
+from tests.helpers.project import run_examples
 
 
 def test_the_guides_examples_run(tmp_path, monkeypatch):
     """With a small model, few steps and short rows."""
     folder = make_colour_model(tmp_path / "model").folder
     monkeypatch.chdir(tmp_path)
-    code = "".join(re.findall(r"```python\n(.+?)```", GUIDE, re.S))
-    code = code.replace("HuggingFaceTB/SmolVLM-256M-Instruct", str(folder))
-    for said, small in (("length=1200, num_tiles=17", "length=40, num_tiles=1"), ("batch_size=8", "batch_size=2")):
-        assert said in code
-        code = code.replace(said, small)
     examples = [(picture, "?", colour) for _, picture, colour in map(example, range(4))]
-    names: dict[str, Any] = {"examples": examples, "num_steps": 3, "folder": folder}
-    exec(compile(code, "docs/fine-tuning.md", "exec"), names)
+    small = {"length=1200, num_tiles=17": "length=40, num_tiles=1", "batch_size=8": "batch_size=2"}
+    changes = {"HuggingFaceTB/SmolVLM-256M-Instruct": folder} | small
+    names = run_examples("docs/fine-tuning.md", {"examples": examples, "num_steps": 3, "folder": folder}, changes)
     assert np.isfinite(names["metrics"]["loss"])
     assert int(names["state"].step) == 1
     _, tuned = mp.from_pretrained("tuned", parts="all")

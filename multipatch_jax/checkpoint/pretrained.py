@@ -96,9 +96,9 @@ def find_folder(
     local_files_only: bool = False,
     ignore_keys: Collection[str] = (),
 ) -> Path:
-    """Return the folder `name_or_path`, that of a model of the package, or the one that a hub id is downloaded into.
+    """Return a model's folder: a path as it is, the folder of a model of the package, or that of a download.
 
-    Of a hub id, the weights of `parts` are downloaded and the files that a processor needs, such as the tokenizer. The
+    For a hub id it downloads the weights of `parts`, and the files that a processor needs, such as the tokenizer. The
     arguments are those of `from_pretrained`.
     """
     folder = local_folder(name_or_path)

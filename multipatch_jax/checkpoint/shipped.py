@@ -9,9 +9,9 @@ NAMES = {"multipatch/reader": "reader", "reader": "reader"}  # name -> folder in
 
 
 def local_folder(name_or_path: str | Path) -> Path | None:
-    """Return the folder `name_or_path`, that of the package's own model of this name, or None for any other name.
+    """Return the folder of a path, or of a model that comes with the package; None for any other name.
 
-    A folder of the user's own goes before a model of the package with the same name.
+    A folder of the user's goes before a model of the package with the same name.
 
     Raises:
       ValueError: `name_or_path` is no path.

@@ -34,3 +34,4 @@ TASKS = {
     "pooled": Task(load_pooled, ("vision", "connector"), False, 512),
     "ask": Task(load_answers, PARTS, True, 64),
 }
+"""The tasks of a run by name: what each reads of a checkpoint, and how it is prepared."""

@@ -19,7 +19,7 @@ _ROOTS = {"vision": "vision_model", "connector": "connector"}  # part: its place
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
-    """What a program is, beside the shapes of its arguments: a static argument of every encoding program.
+    """What decides a program, beside the shapes of its arguments: the static argument of every encoding program.
 
     Attributes:
       config: what the model is.

@@ -32,6 +32,7 @@ from multipatch_jax.nn import KERNELS, Compute
 from multipatch_jax.params import Params, flatten, unflatten
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+"""The platforms that programs can be exported for."""
 
 
 def export_encoder(

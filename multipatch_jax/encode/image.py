@@ -37,6 +37,7 @@ def encode_image(
     Args:
       params: with "vision_model" and "connector". If they are laid out on a mesh, its devices share the tiles.
       image: one of
+
         * anything that `load_image` takes, except a `jax.Array`;
         * a 4-D NumPy array, a batch of such images: (B, H, W, 3), for example;
         * a `jax.Array`, traced or not: uint8 (H, W, 3) or (B, H, W, 3). It is resampled inside the program, so that

@@ -162,9 +162,11 @@ def iter_encode_images(
       on_error: what happens at an image that cannot be read. "raise" first yields the images before it, then raises.
         "skip" yields the error in the image's place and continues.
       tile_on: where tiles are made; the bytes are the same.
+
         * "device": by a jitted program. This is the faster way, on a CPU too.
         * "host": by `tile_image_host`, in the threads that decode.
         * None: on the device, or on the host with a `cache`.
+
         Images that fit no size bucket (`image.bucket_side`) are always tiled on the host.
       cache: holds the tokens of tiles, so that equal tiles are encoded once. It compares tiles on the host, and serves
         one set of params, one config and one `compute`.

@@ -37,7 +37,7 @@ from multipatch_jax.params import Params
 
 @dataclasses.dataclass(frozen=True)
 class Engine:
-    """What the moves are, beside the shapes of their arguments: a static argument of each.
+    """What decides the programs of the moves, beside the shapes of their arguments: the static argument of each move.
 
     Attributes:
       text: the language model's config.
@@ -98,15 +98,15 @@ def start(*, engine: Engine) -> Slots:
 def admit(params: Params, slots: Slots, chunk: Chunk, *, first: bool, engine: Engine) -> tuple[Slots, Token]:
     """Put a chunk of a prompt into a slot; with the last chunk, the slot becomes active and has its first token.
 
-    The first chunk looks at as many columns as it has tokens, and later ones at all. No other slot's are read or
-    written. Padding is written behind the real tokens, where the next tokens will overwrite it.
+    The first chunk attends to as many columns as it has tokens, and later chunks to all columns of their slot. Other
+    slots are neither read nor written. Padding is written after the real tokens, where the next tokens overwrite it.
 
     Args:
       params: of a model, as `Model.decoder` has them.
       slots: the state, which is donated.
       chunk: the chunks of a prompt come one after another.
       first: whether the prompt begins here, and `chunk.start` is 0.
-      engine: what the move is.
+      engine: the static argument.
 
     Returns:
       (slots, token): the token that follows the chunk, in arrays of one row; it counts if the prompt ends here.
@@ -155,7 +155,7 @@ def step(
       params: of a model, as `Model.decoder` has them.
       slots: the state, which is donated. Slots that are not active are computed too, and left as they are.
       allowed: the ids that each slot's token may have, as `sampling.pack_ids` packs them.
-      engine: what the move is.
+      engine: the static argument.
 
     Returns:
       (slots, token): the next token of each slot; it counts if the slot is active.
@@ -186,7 +186,7 @@ def fork(slots: Slots) -> Slots:
 
 @functools.partial(jax.jit, donate_argnames=("slots",))
 def release(slots: Slots, row: Int32[Array, ""]) -> Slots:
-    """Return the slots with that of an answer which has ended free for the next chat."""
+    """Free the slot of an answer that has ended, and return the slots."""
     sampling = jax.tree.map(lambda whole, value: whole.at[row].set(value), slots.sampling, NEUTRAL)
     return slots._replace(active=slots.active.at[row].set(False), sampling=sampling)
 

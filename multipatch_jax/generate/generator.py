@@ -26,8 +26,8 @@ from multipatch_jax.text import Chat, Processor
 class Generator:
     """Answers chats about images, with a fixed number of slots, each of which holds a chat at a time.
 
-    A chat that waits is admitted as soon as a slot is free. What is answered to a chat does not depend on the chats in
-    the other slots. The longest chat of a call decides the size of the slots, which may round otherwise.
+    A chat that waits is admitted as soon as a slot is free. An answer does not depend on the chats in the other slots.
+    The longest chat of a call decides the size of the slots, and another size may round otherwise.
     """
 
     def __init__(

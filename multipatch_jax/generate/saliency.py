@@ -28,17 +28,17 @@ def token_saliency(
 
     The number of a token is |g| |x|: the norm of the gradient of the log-probability with respect to its input
     embedding, times the norm of the embedding. It is, to first order, the most that the log-probability can change when
-    the embedding changes by its own length. The product g . x would not do: the decoder normalises its inputs, so that
-    the length of an embedding, whose effect g . x is, hardly matters, and its direction does.
+    the embedding changes by its own length. The product g . x is no such measure: it is the effect of the embedding's
+    length, which hardly matters, because the decoder normalises its inputs.
 
-    The logits are computed for the answer's tokens alone, and no gradient of a param is.
+    Logits are computed only for the answer's tokens, and gradients only for the embeddings.
 
     Args:
       params: loaded with parts="all".
       inputs_embeds: of prompts and answers, visual tokens in their places, as `text.pack` makes them.
       input_ids: of the same tokens. The numbers of visual tokens are `saliency[input_ids == config.image_token_id]`.
-      places: the columns of the answer's tokens; of one of them, or of all, whose log-probabilities are added. Numbers
-        below 1 fill up the shorter rows.
+      places: the columns of the answer's tokens, or of some of them. Their log-probabilities are added. Numbers below 1
+        fill up the shorter rows.
       config: the model's.
       attention_mask: as in `text_features`; 0 is padding, on either side.
       compute: how to compute. `remat` keeps the memory low.

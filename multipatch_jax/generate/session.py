@@ -25,9 +25,9 @@ NO_ID = -1  # of a column without a token that a prompt may have: a generated `<
 class Session:
     """A chat that goes on; `Generator.session` begins one.
 
-    An answer is the one that `Generator.generate` gives to the whole chat, as far as rounding does not turn a close
-    choice. Every image is encoded once. Of a question's prompt, only what follows the longest beginning that the cache
-    holds is computed: as a rule the template's marks and the question itself.
+    Its answers are those that `Generator.generate` gives to the whole chat, unless rounding decides a close choice.
+    Every image is encoded once. A question costs only what the cache lacks of its prompt: as a rule the template's
+    marks and the question itself.
 
     A question whose answer fails, or is not read to its end, leaves the chat as it was.
 
@@ -36,7 +36,7 @@ class Session:
     """
 
     def __init__(self, model: Model, held: HeldSlots):
-        """Begin a chat without images, in the first of slots that nothing else uses."""
+        """Begin a chat without images, in the first slot of `held`, which nothing else may use."""
         self.chat: list[dict[str, Any]] = []
         self._model, self._held, self._busy = model, held, False
         self._ids = np.zeros(0, np.int32)  # of the columns that are written

@@ -78,6 +78,7 @@ class GenerationSettings:
 
 
 SETTINGS = tuple(field.name for field in dataclasses.fields(GenerationSettings))
+"""The names of the settings, which are keywords of `Generator.generate`."""
 
 
 def settings_of_chats(number: int, given: Mapping[str, Any]) -> list[GenerationSettings]:

@@ -19,8 +19,8 @@ class Slots(NamedTuple):
 
     Attributes:
       cache: keys and values of the tokens in each layer, one token a column; as `nn.init_packed_cache` has them where
-        compiled code runs the decoder, else as `nn.init_cache`. Columns from `lengths[b]` on hold anything: nothing
-        reads a column of slot b before it has been written for the chat that the slot holds.
+        compiled code runs the decoder, else as `nn.init_cache`. Columns from `lengths[b]` on are undefined: a
+        column of slot b is read only after it has been written for the chat that the slot holds.
       lengths: columns that are written. The last token of an answer is not among them until the next step.
       last_ids: the last token of the answer, which the next step reads.
       active: whether the slot holds an answer that goes on. A step leaves the others as they are.

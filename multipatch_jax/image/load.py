@@ -33,6 +33,7 @@ def load_image(source: Any, *, exif_transpose: bool = False) -> UInt8[np.ndarray
 
     Args:
       source: one of
+
         * a file: a path, the bytes of a file, or a binary file object (read from its beginning if it can seek, and left
           open). HEIC needs the library `pillow-heif`. Of an animation the first frame is loaded. The image is turned
           upright by its EXIF orientation and transparency is composited over white. (The reference, given a path, drops

@@ -10,7 +10,8 @@ import math
 from multipatch_jax.arguments import require_positive, require_type
 from multipatch_jax.config import TilingConfig
 
-MAX_IMAGE_SIZE = 4096  # pixels; resize 1 makes no side longer than this, as in the reference
+MAX_IMAGE_SIZE = 4096
+"""Resize 1 makes no side longer than this, in pixels, as in the reference."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,12 +19,14 @@ class TilePlan:
     """The sizes that one image goes through and the tiles that it becomes. Sizes are (height, width) in pixels.
 
     Attributes:
-      height, width: size of the image.
+      height: height of the image.
+      width: width of the image.
       resized: size after resize 1, which keeps the aspect ratio (up to rounding). The size of the image if resize 1 is
         left out.
       stretched: size after resize 2, in which both sides are multiples of the tile size; tiles are cut from this. The
         size of one tile if the config does not split images.
-      rows, cols: the grid of tiles. Both are 0 for an image that becomes one tile, as in the reference.
+      rows: rows of the grid of tiles; 0 for an image that becomes one tile, as in the reference.
+      cols: columns of the grid; 0 for an image that becomes one tile.
       num_tiles: number of tiles, global tile included.
       num_tokens: number of visual tokens, which is the number of `<image>` tokens in the prompt. The markers around
         them are not counted.

@@ -21,7 +21,8 @@ from multipatch_jax.image.plan import TilePlan
 from multipatch_jax.image.resize import ResizeStep
 from multipatch_jax.resamplers import FILTERS, AxisWeights, ResizeWeights, Size, resize_weights
 
-MAX_GRID = 4  # most tiles along a side of a grid that a bucket's program makes
+MAX_GRID = 4
+"""The most tiles along a side of the grid that the program of a size bucket makes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +115,9 @@ class TilingSteps(NamedTuple):
     """What `tile_padded` needs to know of one image, as arrays: the three resizes and the grid of tiles.
 
     Attributes:
-      to_longest_edge, to_multiples, to_one_tile: the three resizes; None for one that the config leaves out.
+      to_longest_edge: resize 1; None if the config leaves it out.
+      to_multiples: resize 2; None if the config leaves it out.
+      to_one_tile: resize 3; None if the config leaves it out.
       cols: columns of the grid, at least 1.
       grid_tiles: tiles of the grid (rows * columns), at least 1; the global tile is not counted.
     """
@@ -157,7 +160,7 @@ def tiling_steps(plan: TilePlan, tiling: TilingConfig = TilingConfig()) -> Tilin
 
 
 def padded_steps(plan: TilePlan, tiling: TilingConfig, bucket_side: int) -> TilingSteps | None:
-    """Return the same arrays, padded to the static shapes of a bucket's program; None if that has no room for them.
+    """Return what `tiling_steps` does, padded to the static shapes of a bucket's program; None if they do not fit.
 
     Args:
       bucket_side: side of the bucket, in pixels.

@@ -76,6 +76,7 @@ def tile_image(
 
     Args:
       image: RGB pixels.
+
         * A NumPy array is put into a size bucket; one compiled program serves all images of a bucket and number of
           tiles. An image that fits no bucket is tiled on the host, with the same bytes.
         * A `jax.Array`, traced or not, gets a program of its exact shape, so this function works inside your own `jit`

@@ -1,5 +1,7 @@
-"""The networks: pixels of one tile -> features of the vision tower -> visual tokens; the text decoder; and a
-retriever's head.
+"""The networks, as Flax modules of one tile or one text.
+
+The vision tower turns a tile's pixels into features, the connector turns features into visual tokens, and the decoder
+turns input embeddings into logits. A retriever has a head of its own. Attention kernels and encoders are in tables.
 
 `docs/architecture.md` explains the shape letters of the annotations.
 """

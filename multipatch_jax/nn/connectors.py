@@ -27,6 +27,7 @@ class ConnectorKind:
 CONNECTORS = {
     "idefics3": ConnectorKind(Idefics3Connector, {"modality_projection.proj": "D merged_width"}),
 }
+"""The connectors, by `ConnectorConfig.kind`."""
 
 
 def connector_of(config: ConnectorConfig) -> ConnectorKind:

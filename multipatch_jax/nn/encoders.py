@@ -37,7 +37,6 @@ def _native_is_built(target: Target) -> bool:
     return not target.exported and native.best_build() is not None
 
 
-# "auto" takes the first that can be had.
 ENCODERS = {
     "native": EncoderChoice(
         run=_native,
@@ -48,3 +47,4 @@ ENCODERS = {
     ),
     FLAX: EncoderChoice(),
 }
+"""The encoders by name. "auto" takes the first that can be had."""

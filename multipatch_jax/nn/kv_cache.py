@@ -12,7 +12,7 @@ from multipatch_jax.config import TextConfig
 class KVCache(NamedTuple):
     """One layer's keys and values of the tokens of several rows. Column i is for the token at position i of its text.
 
-    Compiled code has those of all layers in one, along a first axis (`init_packed_cache`).
+    For compiled code, one `KVCache` holds all layers, along a first axis (`init_packed_cache`).
 
     Attributes:
       k: keys, rotated by their positions. The columns are the last axis, because the product with the queries is then
@@ -78,9 +78,9 @@ def write_one_by_one(cache: KVCache, columns: Int[Array, "B 1"], new: KVCache) -
 def split_layers(params: dict[str, Any]) -> dict[str, Any]:
     """Return params whose decoder layers are arrays of their own: text_model/layers/0/..., not one stack.
 
-    XLA copies a layer out of a stack, its weights and its cache, before it reads them. Split ones it reads where they
-    lie. A program of a few tokens, whose time is that of reading, is faster so, and takes longer to compile. It is an
-    arrangement for computing with the decoder, which no file has; every split array is a copy.
+    XLA copies a layer's weights and cache out of a stack before it reads them, and reads split ones in place. A program
+    of a few tokens spends its time on reading, so it is faster with split layers; it takes longer to compile. No file
+    has split layers. Every split array is a copy.
 
     Args:
       params: with "text_model"; the other parts are returned as they are.

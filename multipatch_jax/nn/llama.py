@@ -196,7 +196,7 @@ def logits(
     Args:
       params: with "lm_head", or with "text_model" where `config.tie_word_embeddings`.
       hidden: after the final norm.
-      compute: a decided one.
+      compute: with nothing left automatic, as `resolve_compute` returns it.
     """
     rows = hidden.reshape(-1, hidden.shape[-1]).astype(compute.dtype)
     if config.tie_word_embeddings:

@@ -26,7 +26,7 @@ Packed = dict[str, Array]
 
 
 def can_step(config: TextConfig, dtype: str, batch_size: int, capacity: int) -> bool:
-    """Return whether the compiled step and prefill take a model in this dtype, with so many rows of this capacity."""
+    """Return whether compiled code can run this decoder in this dtype, with so many rows of this capacity."""
     fits = config.head_dim % LANES == 0 and capacity % CHUNK == 0 and batch_size <= MOST_ROWS
     return jax.default_backend() == "cpu" and native.best_build() is not None and dtype in PACKED_DTYPE and fits
 
@@ -103,7 +103,7 @@ def _pack(kernels: Array, build: str) -> Array:
 def init_packed_cache(config: TextConfig, batch_size: int, capacity: int, dtype: Any) -> KVCache:
     """Return an empty cache of all layers together: the arrays of `init_cache`, with the layers along a first axis.
 
-    A step has two arrays of the cache then, not two of each layer, whose handling takes longer than a layer.
+    A step then takes two arrays, in place of two for each layer: to hand over so many takes longer than a layer.
     """
     one = jax.eval_shape(lambda: init_cache(config, batch_size, capacity, dtype))[0]
     return KVCache(*(jnp.zeros((config.num_hidden_layers, *x.shape), dtype) for x in one))
@@ -153,7 +153,7 @@ def decoder_prefill(
       x: input embeddings.
       row: of the cache.
       start: position of the first token.
-      last: which of the tokens, from 0, the logits are of. Those behind it are padding, and cost nothing.
+      last: index of the token whose logits are returned. Tokens after it are padding, and cost nothing.
       packed, cache, config, build: as in `decoder_step`.
 
     Raises:

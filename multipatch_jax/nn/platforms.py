@@ -33,7 +33,7 @@ class Target:
 
 
 def this_machine() -> Target:
-    """Return the target that JAX's default backend is."""
+    """Return JAX's default backend as a target."""
     platform = jax.default_backend()
     if platform == "gpu" and "cuda" in get_backend().platform_version:
         ampere = 8.0  # compute capability

@@ -20,7 +20,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = PartitionSpec(("data", "fsdp"))
+"""How a batch is split: its first axis over `data` and `fsdp`."""
 Rules = Sequence[tuple[str, PartitionSpec]]
+"""Pairs of a regex and how to split an array. The first regex that is found in the array's path decides."""
 _MATRICES = ("kernel", "embedding")
 _PARTS = ("vision_model/", "connector/", "text_model/", "lm_head/")  # whose modules cast their matrices
 # The first regex that is found in an array's path decides; an array that no regex matches is copied to every device.
@@ -38,6 +40,7 @@ RULES: Rules = (
     (r"lm_head/kernel", PartitionSpec("fsdp", "tensor")),
     (r"(^|/)linear/kernel", PartitionSpec("fsdp")),  # a retriever's head
 )
+"""How `shard` and training split params by default: as Megatron-LM does over `tensor`, and over `fsdp` beside that."""
 
 
 def make_mesh(*, data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
@@ -119,7 +122,7 @@ def gather_fsdp(params: dict[str, Any], mesh: Mesh, rules: Rules = RULES, dtype:
     Args:
       dtype: the dtype of the computation. Kernels and embeddings of tower, connector and decoder are cast to it before
         they are sent (the modules would cast them anyway), and their gradients come back in it. All other params keep
-        their dtype, and None keeps that of all.
+        their dtype. None keeps every dtype.
     """
 
     def one(keys, x):

@@ -18,6 +18,7 @@ from multipatch_jax.nn import connector_of
 from multipatch_jax.params.tree import flatten
 
 PARTS = ("vision", "connector", "embeddings", "text")
+"""The parts of a model that `from_pretrained` can load by themselves; "text" includes "embeddings"."""
 # Kinds of tensors: (suffix in a checkpoint, suffix in params, axes), where param = tensor.transpose(axes).
 _LINEAR = ("weight", "kernel", (1, 0))
 _CONV = ("weight", "kernel", (2, 3, 1, 0))

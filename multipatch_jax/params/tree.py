@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 Params = dict[str, Any]
+"""A nested dict of arrays."""
 
 
 def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -31,6 +31,7 @@ import numpy as np
 from multipatch_jax.text.video import VIDEO, VideoPlan
 
 Chat = Sequence[Mapping[str, Any]]
+"""A list of messages, such as `{"role": "user", "content": "..."}`."""
 NEXT = object()  # stands for the next image of the call's `images`
 _IMAGE_KEYS = ("image", "url", "path", "base64")
 PARTS = {"text": ("text",), "image": _IMAGE_KEYS, "image_url": ("image_url",), "video": ("video", "plan", "fps")}

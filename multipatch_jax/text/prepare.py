@@ -44,10 +44,11 @@ def prepare_inputs(
 
     Returns:
       A dict of
-        * "inputs_embeds": (B, S, D) in the dtype of the embeddings.
-        * "attention_mask": (B, S) int32, 0 at padding.
-        * "position_ids": (B, S) int32, counted from 0 at the first token that is not padding. Padding on the left has
-          position 0; padding on the right repeats the last position.
+
+      * "inputs_embeds": (B, S, D) in the dtype of the embeddings.
+      * "attention_mask": (B, S) int32, 0 at padding.
+      * "position_ids": (B, S) int32, counted from 0 at the first token that is not padding. Padding on the left has
+        position 0; padding on the right repeats the last position.
 
     Raises:
       ValueError: as `Processor`; or `params` do not fit the config, have no embeddings, or have too few for the

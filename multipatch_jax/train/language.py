@@ -30,7 +30,7 @@ def language_model_loss(
     config: ModelConfig,
     compute: Compute = Compute(),
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Return (total, count): the summed cross entropy of the labelled tokens, each given those before it; their number.
+    """Return (total, count): the summed cross entropy of the labelled tokens, and how many they are.
 
     The mean total / count is the loss that transformers gives. A train step takes the pair as it is, and gradients flow
     into decoder, embeddings, connector and tower, as far as they are trained:
@@ -41,7 +41,7 @@ def language_model_loss(
     Args:
       params: loaded with parts="all".
       batch: as `chat_batch` makes it: "input_ids", "attention_mask" and "labels", all (B, S), and "tiles", uint8
-        (B, N, M, M, 3), the tiles of each row in the order of their places. Tiles behind those that fill a row's places
+        (B, N, M, M, 3), the tiles of each row in the order of their places. Tiles after those that fill a row's places
         are padding. A row with more places than its tiles fill makes the loss NaN.
       rng: not used.
       encode: the function that a train step passes; None is `encode_tiles`, for an evaluation.

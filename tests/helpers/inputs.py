@@ -26,7 +26,7 @@ each entry has been tried. What is not listed is refused, with an error that say
   library whose arrays NumPy can read.
 
 Files of these kinds are tried: {files}; HEIC needs `pillow-heif` (the extra `heic`). Pillow reads more. An image with
-more than twice `PIL.Image.MAX_IMAGE_PIXELS` pixels is refused; above once, there is a warning.
+more pixels than `PIL.Image.MAX_IMAGE_PIXELS` gives a warning, and one with more than twice as many is refused.
 
 A stream (`iter_encode_images`, `encode_images`, `text.encode_frames`) takes any iterable of these. What a generator
 yields is copied or read before it runs on, so it may refill one buffer, or rewrite one file.

@@ -7,9 +7,7 @@ import pytest
 from PIL import Image
 
 import multipatch_jax as mp
-from tests.helpers.project import ROOT
-
-GUIDE = (ROOT / "docs/prompts.md").read_text(encoding="utf-8")
+from tests.helpers.project import run_examples, section
 
 
 @pytest.fixture(scope="module")
@@ -19,11 +17,9 @@ def names(model, photos, tmp_path_factory):
     Image.fromarray(photos["cat"]).save(folder / "photo.jpg")
     Image.fromarray(photos["coffee"]).save(folder / "later.jpg")
     names = {"video": np.random.default_rng(0).integers(0, 256, (240, 48, 64, 3), np.uint8)}
-    code = "\n".join(re.findall(r"```python\n(.+?)```", GUIDE, re.S))
-    code = code.replace("HuggingFaceTB/SmolVLM-256M-Instruct", str(model.folder))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        exec(compile(code, "docs/prompts.md", "exec"), names)
+        run_examples("docs/prompts.md", names, {"HuggingFaceTB/SmolVLM-256M-Instruct": model.folder})
     return names | {"folder": folder}
 
 
@@ -41,7 +37,7 @@ def test_the_examples_run(names):
 
 
 def test_the_table_has_all_settings():
-    rows = re.findall(r"^\| (`.+?`.*?) \|", GUIDE, re.M)
+    rows = re.findall(r"^\| (`.+?`.*?) \|", section("docs/prompts.md", "Settings"), re.M)
     found = set(re.findall(r"`(\w+)`", " ".join(rows))) - {"logprobs"}
     assert found == set(mp.generate.SETTINGS)
     for name, value in re.findall(r"`(\w+)` \((\d+)\)", " ".join(rows)):
