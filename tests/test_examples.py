@@ -90,6 +90,13 @@ def test_the_guide_to_many_images_runs(run, capsys):
     assert [isinstance(result, mp.ImageError) for result in names["results"]] == [False, True, False]
 
 
+def test_the_guide_to_corpora_runs(run, tmp_path):
+    names = run("docs/corpora.md")
+    assert (names["done"].images, names["done"].errors) == (2, 0)
+    assert [vector.shape for vector in names["vectors"]] == [(48,)] * 2
+    assert names["found"][0]["path"] == str(tmp_path / "photos" / "later.jpg")
+
+
 def test_the_guide_to_checkpoints_runs(run, folder):
     names = run("docs/checkpoints.md", folder=folder)
     for saved in ("saved", "for-transformers"):
