@@ -75,7 +75,7 @@ def test_no_text_lies_over_another_or_beyond_the_edge(config, prompt, answer, ph
 @pytest.mark.parametrize("config", [TINY, UNSPLIT, NO_GLOBAL])
 @pytest.mark.parametrize(("height", "width"), [(90, 20), (12, 400)])
 def test_it_can_be_saved(config, height, width, photo, tmp_path):
-    figure, _ = plotted(photo[:height, :width], config, "no place for an image", "$\\frac$ $_")
+    figure, _ = plotted(photo[:height, :width], config, "no place for an image", "$\\frac$")
     figure.savefig(tmp_path / "pipeline.png")
     assert len(np.unique(np.asarray(Image.open(tmp_path / "pipeline.png")))) > 50
 
