@@ -20,7 +20,12 @@ if platform.machine() in ("x86_64", "AMD64"):
 # Symbols are hidden. The inline functions and tables of all builds have the same names, so that the dynamic loader
 # would otherwise merge those of two builds, and one build would run another's code.
 FLAGS = ["-std=c++17", "-O3", "-g0", "-ffp-contract=fast", "-fvisibility=hidden"]
-FLAGS += ["-Wno-psabi", "-Wno-ignored-attributes", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]  # warnings about GCC's own AVX-512 header
+FLAGS += [
+    "-Wno-psabi",
+    "-Wno-ignored-attributes",
+    "-Wno-uninitialized",
+    "-Wno-maybe-uninitialized",
+]  # warnings about GCC's own AVX-512 header
 
 # The compiled code is called through XLA and uses nothing of Python, so one wheel serves every version of Python. (The
 # free-threaded builds of Python do not know this kind of wheel; theirs is for one version.)

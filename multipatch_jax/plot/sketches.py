@@ -43,9 +43,7 @@ class Sheet:
         from matplotlib.patches import Rectangle
 
         edge = self.faint if edge is None else edge
-        self._axes.add_patch(
-            Rectangle((x, y), width, height, facecolor=face, edgecolor=edge, linewidth=width_of_line)
-        )
+        self._axes.add_patch(Rectangle((x, y), width, height, facecolor=face, edgecolor=edge, linewidth=width_of_line))
 
     def arrow(self, start: float, end: float, y: float = 4.55) -> None:
         """Draw an arrow to the right."""
