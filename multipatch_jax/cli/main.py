@@ -27,7 +27,7 @@ def _parser() -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(
         prog="multipatch-jax",
-        description="Turn images of any size into the visual tokens of the SmolVLM / Idefics3 family, and into answers.",
+        description="Turn images of any size into visual tokens of the SmolVLM / Idefics3 family, and into answers.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=FIRST_SESSION,
     )

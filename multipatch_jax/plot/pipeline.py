@@ -68,7 +68,7 @@ def _draw_picture(sheet: Sheet, image: np.ndarray) -> None:
     scale = min(2.0 / image.shape[1], height / image.shape[0])
     size = (image.shape[1] * scale, image.shape[0] * scale)
     sheet.picture(0.3 + (2.0 - size[0]) / 2, low + (height - size[1]) / 2, *size, image)
-    _title(sheet, 1.3, "image", f"{image.shape[0]} × {image.shape[1]} pixels")
+    _title(sheet, 1.3, "image", f"{image.shape[0]} x {image.shape[1]} pixels")
 
 
 def _tile_places(plan: TilePlan, left: float, width: float) -> list[tuple[float, float, float]]:
@@ -89,10 +89,10 @@ def _draw_tiles(sheet: Sheet, image: np.ndarray, plan: TilePlan, config: ModelCo
     for (x, y, side), tile in zip(_tile_places(plan, 2.95, 2.9), tile_image_host(image, config.tiling), strict=True):
         sheet.picture(x, y, side, side, tile, edge=sheet.faint)
     count = "1 tile" if plan.num_tiles == 1 else f"{plan.num_tiles} tiles"
-    grid = f"{plan.rows} × {plan.cols}" if plan.rows else "not split"
+    grid = f"{plan.rows} x {plan.cols}" if plan.rows else "not split"
     parts = f"{grid}, and the whole image" if plan.has_global_tile and plan.rows else grid
     side = config.tiling.tile_size
-    _title(sheet, 4.4, "tiles", f"{count} of {side} × {side} pixels", parts)
+    _title(sheet, 4.4, "tiles", f"{count} of {side} x {side} pixels", parts)
 
 
 def _draw_tower(sheet: Sheet, config: ModelConfig) -> None:
@@ -101,7 +101,7 @@ def _draw_tower(sheet: Sheet, config: ModelConfig) -> None:
     sheet.layers(6.52, low + 0.25, 1.15, height - 0.5, config.vision.num_hidden_layers, sheet.blue)
     grid = config.tiling.tile_size // config.vision.patch_size
     size = f"{config.vision.num_hidden_layers} layers of width {config.vision.hidden_size}"
-    _title(sheet, 7.1, "vision tower", f"{grid} × {grid} patches a tile", size)
+    _title(sheet, 7.1, "vision tower", f"{grid} x {grid} patches a tile", size)
 
 
 def _draw_unshuffle(sheet: Sheet, config: ModelConfig) -> None:
@@ -115,9 +115,9 @@ def _draw_unshuffle(sheet: Sheet, config: ModelConfig) -> None:
     sheet.picture(8.34, middle - 0.48, 0.96, 0.96, before)
     sheet.arrow(9.37, 9.6)
     sheet.picture(9.67, middle - 0.34, 0.68, 0.68, after)
-    sheet.write(8.82, middle + 0.54, f"{grid} × {grid}", size=9, color=sheet.grey, va="bottom")
-    sheet.write(10.01, middle + 0.4, f"{side} × {side}", size=9, color=sheet.grey, va="bottom")
-    merged = (f"{scale} × {scale} patches make one token:", f"{scale**2} · {width} = {scale**2 * width:,} numbers,")
+    sheet.write(8.82, middle + 0.54, f"{grid} x {grid}", size=9, color=sheet.grey, va="bottom")
+    sheet.write(10.01, middle + 0.4, f"{side} x {side}", size=9, color=sheet.grey, va="bottom")
+    merged = (f"{scale} x {scale} patches make one token:", f"{scale**2} · {width} = {scale**2 * width:,} numbers,")
     _title(sheet, 9.34, "pixel unshuffle", *merged, f"projected to {config.connector.text_hidden_size}")
 
 
@@ -128,7 +128,7 @@ def _draw_tokens(sheet: Sheet, colors: np.ndarray, plan: TilePlan, config: Model
     for (x, y, size), square in zip(_tile_places(plan, 10.88, 2.1), squares, strict=True):
         sheet.picture(x, y, size, size, square)
     width = config.connector.text_hidden_size
-    _title(sheet, 11.93, "visual tokens", f"{plan.num_tokens:,} of width {width}", f"{side} × {side} a tile")
+    _title(sheet, 11.93, "visual tokens", f"{plan.num_tokens:,} of width {width}", f"{side} x {side} a tile")
 
 
 def _draw_answer(sheet: Sheet, colors: np.ndarray, config: ModelConfig, prompt: str, answer: str) -> None:

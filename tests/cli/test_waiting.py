@@ -47,9 +47,13 @@ def test_nothing_is_shown_where_there_is_no_terminal(monkeypatch, capsys):
 
 
 def test_an_error_ends_the_wait(watched, capsys):
-    with pytest.raises(KeyboardInterrupt), waiting("compiling"):
+    @waiting("compiling")
+    def work():
         time.sleep(0.6)
         raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
     before = capsys.readouterr().err
     time.sleep(0.2)
     assert "compiling" in before

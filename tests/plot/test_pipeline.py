@@ -33,11 +33,11 @@ def test_its_numbers_are_those_of_the_config(photo):
     figure, _ = plotted(photo, config)
     said = "\n".join(text.get_text() for text in texts(figure))
     for line in (
-        "300 × 451 pixels",
-        "13 tiles of 512 × 512 pixels\n3 × 4, and the whole image",
-        "32 × 32 patches a tile\n12 layers of width 768",
-        "4 × 4 patches make one token:\n16 · 768 = 12,288 numbers,\nprojected to 576",
-        "832 of width 576\n8 × 8 a tile",
+        "300 x 451 pixels",
+        "13 tiles of 512 x 512 pixels\n3 x 4, and the whole image",
+        "32 x 32 patches a tile\n12 layers of width 768",
+        "4 x 4 patches make one token:\n16 · 768 = 12,288 numbers,\nprojected to 576",
+        "832 of width 576\n8 x 8 a tile",
         "832 tokens",
         "30 layers of width 576",
         "42 508 7",
