@@ -19,13 +19,8 @@ if platform.machine() in ("x86_64", "AMD64"):
     INSTRUCTIONS |= {"avx2": ["-mavx2", "-mfma"], "avx512": AVX512, "avx512_bf16": [*AVX512, "-mavx512bf16"]}
 # Symbols are hidden. The inline functions and tables of all builds have the same names, so that the dynamic loader
 # would otherwise merge those of two builds, and one build would run another's code.
-FLAGS = ["-std=c++17", "-O3", "-g0", "-ffp-contract=fast", "-fvisibility=hidden"]
-FLAGS += [
-    "-Wno-psabi",
-    "-Wno-ignored-attributes",
-    "-Wno-uninitialized",
-    "-Wno-maybe-uninitialized",
-]  # warnings about GCC's own AVX-512 header
+FLAGS = ["-std=c++17", "-O3", "-g0", "-ffp-contract=fast", "-fvisibility=hidden", "-Wno-psabi"]
+FLAGS += ["-Wno-ignored-attributes", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]  # GCC's own AVX-512 header
 
 # The compiled code is called through XLA and uses nothing of Python, so one wheel serves every version of Python. (The
 # free-threaded builds of Python do not know this kind of wheel; theirs is for one version.)

@@ -102,3 +102,29 @@ def test_rooms_are_few_and_files_short():
 def test_where_there_is_a_compiler_the_encoder_was_built():
     """Without it tests/nn/test_native.py would be skipped, and nobody would notice."""
     assert native.builds()
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_nothing_unpickles_evaluates_or_fetches(path):
+    """As SECURITY.md says; only the hub's own client opens connections."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+        names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+        unsafe = {
+            "pickle",
+            "cloudpickle",
+            "dill",
+            "marshal",
+            "requests",
+            "httpx",
+            "urlopen",
+            "urlretrieve",
+            "subprocess",
+        }
+        assert not unsafe & set(names), path
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert called not in ("eval", "exec", "os.system", "urllib.request.urlopen"), path
+            if called in ("np.load", "numpy.load"):
+                assert "allow_pickle=False" in ast.unparse(node), path
