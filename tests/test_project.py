@@ -1,6 +1,7 @@
 """The project's own promises: clean checks, a small surface, rooms that import only from upstream."""
 
 import ast
+import re
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,14 @@ def test_checks_are_clean(command):
 def test_the_package_needs_neither_torch_nor_transformers():
     code = "import sys, multipatch_jax; print({'torch', 'transformers', 'orbax', 'optax'} & set(sys.modules))"
     assert python_output("-c", code).strip() == "set()"
+
+
+def test_the_changelog_begins_with_this_version():
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    heading = re.search(r"^## \[(.+?)\](?: - (\d{4}-\d\d-\d\d))?$", changelog, re.MULTILINE)
+    assert heading
+    assert heading[1] in (mp.__version__, "Unreleased")
+    assert heading[2] or heading[1] == "Unreleased"
 
 
 def test_all_lists_every_public_name():
