@@ -31,10 +31,13 @@ def waiting(step: str) -> Iterator[None]:
     def show() -> None:
         if ended.wait(PATIENCE):
             return
-        with tqdm(desc=step, bar_format="{desc}: {elapsed}", leave=False) as line:
+        # With a delay, the line is not shown before its beginning is set to the step's.
+        with tqdm(desc=step, bar_format="{desc}: {elapsed}", leave=False, delay=1e-3) as line:
             line.start_t = start
-            while not ended.wait(PERIOD):
+            while True:
                 line.refresh()
+                if ended.wait(PERIOD):
+                    return
 
     thread = threading.Thread(target=show, daemon=True)
     thread.start()

@@ -29,7 +29,9 @@ def test_the_seconds_count_from_the_steps_beginning(watched, monkeypatch, capsys
     monkeypatch.setattr(module, "PATIENCE", 1.2)
     with waiting("compiling"):
         time.sleep(1.5)
-    assert "compiling: 00:01" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "compiling: 00:01" in shown
+    assert "00:00" not in shown
 
 
 def test_a_short_step_is_not_shown(watched, monkeypatch, capsys):
