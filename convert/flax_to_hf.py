@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
     check_new_folder("destination", args.destination)
     parts = saved_parts(args.source)
     if args.revision is not None and args.base is None:
-        raise ValueError("--revision is of a hub id that is given as --base: leave it out.")
+        raise ValueError("--revision is for a hub id that is given as --base: leave the option out.")
     base = None if args.base is None else find_model(args.base, args.revision, PARTS)
     config, params = mp.from_pretrained(args.source, parts=parts)
     own = own_subtrees(config, params)

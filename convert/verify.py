@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     image = mp.load_image(args.image) if args.image else data.chelsea()
     random = args.model in mp.PRESETS
     if random and args.revision is not None:
-        raise ValueError(f"--revision is of a hub id, and {args.model} is a preset's name: leave it out.")
+        raise ValueError(f"--revision is for a hub id, and {args.model} is a preset's name: leave the option out.")
     with tempfile.TemporaryDirectory() as temporary:
         if random:
             folder = random_checkpoint(args.model, Path(temporary))

@@ -19,7 +19,7 @@ Each of these is imported at its first use: `train` imports optax, and the comma
 JAX.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 import importlib
 from typing import TYPE_CHECKING, Any

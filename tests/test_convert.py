@@ -71,9 +71,11 @@ def test_a_head_of_ones_own_is_left_out_and_named(script, tiny, tmp_path):
         (["flax_to_hf.py", "nowhere", "there"], "nowhere has no multipatch_config.json"),
         (["flax_to_hf.py", "here", "there", "--revision", "main"], "here has no multipatch_config.json"),
         (["hf_to_flax.py", "nowhere", "here"], "here exists; delete it or choose another name"),
-        (["hf_to_flax.py", "here", "there", "--revision", "main"], "--revision is of a hub id, and here is a folder"),
+        (["hf_to_flax.py", "here", "there", "--revision", "main"], "--revision is for a hub id, and here is a folder"),
         pytest.param(
-            ["verify.py", "here", "--revision", "main"], "--revision is of a hub id, and here is a folder", marks=verify
+            ["verify.py", "here", "--revision", "main"],
+            "--revision is for a hub id, and here is a folder",
+            marks=verify,
         ),
         pytest.param(["verify.py", "SmolVLM-256M-Instruct", "--revision", "main"], "is a preset's name", marks=verify),
         pytest.param(["verify.py", "here", "--image", "none.png"], "none.png", marks=verify),

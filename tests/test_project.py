@@ -1,6 +1,7 @@
 """The project's own promises: clean checks, a small surface, rooms that import only from upstream."""
 
 import ast
+import re
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,14 @@ def test_checks_are_clean(command):
 def test_the_package_needs_neither_torch_nor_transformers():
     code = "import sys, multipatch_jax; print({'torch', 'transformers', 'orbax', 'optax'} & set(sys.modules))"
     assert python_output("-c", code).strip() == "set()"
+
+
+def test_the_changelog_begins_with_this_version():
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    heading = re.search(r"^## \[(.+?)\](?: - (\d{4}-\d\d-\d\d))?$", changelog, re.MULTILINE)
+    assert heading
+    assert heading[1] in (mp.__version__, "Unreleased")
+    assert heading[2] or heading[1] == "Unreleased"
 
 
 def test_all_lists_every_public_name():
@@ -102,3 +111,29 @@ def test_rooms_are_few_and_files_short():
 def test_where_there_is_a_compiler_the_encoder_was_built():
     """Without it tests/nn/test_native.py would be skipped, and nobody would notice."""
     assert native.builds()
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_nothing_unpickles_evaluates_or_fetches(path):
+    """As SECURITY.md says; only the hub's own client opens connections."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+        names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+        unsafe = {
+            "pickle",
+            "cloudpickle",
+            "dill",
+            "marshal",
+            "requests",
+            "httpx",
+            "urlopen",
+            "urlretrieve",
+            "subprocess",
+        }
+        assert not unsafe & set(names), path
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert called not in ("eval", "exec", "os.system", "urllib.request.urlopen"), path
+            if called in ("np.load", "numpy.load"):
+                assert "allow_pickle=False" in ast.unparse(node), path

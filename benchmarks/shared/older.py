@@ -71,6 +71,7 @@ def build(folder: Path) -> None:
 
 
 def builds(folder: Path) -> list[str]:
-    """Names of the compiled encoder's files in a checkout."""
-    suffix = importlib.machinery.EXTENSION_SUFFIXES[0]
-    return sorted(path.name for path in (folder / "multipatch_jax").rglob(f"_encoder_*{suffix}"))
+    """Names of the compiled encoder's builds in a checkout, of those that this Python would load."""
+    suffixes = tuple(importlib.machinery.EXTENSION_SUFFIXES)
+    files = (folder / "multipatch_jax").rglob("_encoder_*")
+    return sorted({path.name.partition(".")[0] for path in files if path.name.endswith(suffixes)})

@@ -14,7 +14,7 @@ from multipatch_jax.checkpoint.pretrained import (
     read_config,
     save_pretrained,
 )
-from multipatch_jax.checkpoint.saved_folder import saved_parts
+from multipatch_jax.checkpoint.saved_folder import is_saved, saved_parts
 from multipatch_jax.checkpoint.shipped import local_folder
 from multipatch_jax.checkpoint.whole import own_subtrees
 
@@ -27,6 +27,7 @@ __all__ = [
     "fetch_if_there",
     "find_folder",
     "from_pretrained",
+    "is_saved",
     "local_folder",
     "own_subtrees",
     "read_config",

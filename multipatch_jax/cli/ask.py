@@ -15,15 +15,16 @@ from multipatch_jax.checkpoint import read_config
 from multipatch_jax.cli.destinations import check_files, check_picture
 from multipatch_jax.cli.model import add_revision, find_model, is_watched
 from multipatch_jax.cli.printing import complain
+from multipatch_jax.cli.waiting import loading, waiting
 from multipatch_jax.config import DTYPES
 from multipatch_jax.files import replace_file
 from multipatch_jax.params import PARTS
 from multipatch_jax.plot import plot_saliency, require_matplotlib
 
-HELP = "a question about photographs to the model's answer"
-EPILOG = """The answer is printed to standard output, and how long it took to standard error.
-Without a question, questions are read from standard input, one a line, until it ends (Ctrl-D); the photographs are
-encoded once.
+HELP = "answer a question about photographs, or chat about them"
+EPILOG = """The answer is printed to standard output, and the time it took to standard error.
+Without a question, a chat begins: each line of standard input is a question, until it ends (Ctrl-D). The photographs
+are encoded once.
 
 for example:
   multipatch-jax ask cat.jpg "What is this?" --model HuggingFaceTB/SmolVLM-256M-Instruct
@@ -39,28 +40,34 @@ LEAST_LENGTH = 2048  # columns of a cache; a longer chat gets a power of two, so
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.usage = "%(prog)s PHOTO... [QUESTION] --model DIR_OR_ID [options]"
-    parser.add_argument("words", nargs="+", metavar="PHOTO", help="any file that Pillow reads; the question comes last")
+    parser.add_argument("words", nargs="+", metavar="PHOTO", help="an image file; the question comes last")
     parser.add_argument(
-        "--model", required=True, metavar="DIR_OR_ID", help="a converted or Hugging Face folder, an id, or reader"
+        "--model",
+        required=True,
+        metavar="DIR_OR_ID",
+        help='folder or hub id of a model; "reader" comes with the package',
     )
     add_revision(parser)
     parser.add_argument(
-        "--max-tokens", type=int, default=256, metavar="N", help="most tokens of the answer (default: %(default)s)"
+        "--max-tokens", type=int, default=256, metavar="N", help="end the answer after N tokens (default: %(default)s)"
     )
     parser.add_argument(
         "--temperature",
         type=float,
         default=0.0,
         metavar="T",
-        help="0 takes the most likely token each time; above 0, tokens are drawn (default: %(default)s)",
+        help="0 takes the most likely token each time; above 0, tokens are drawn at random (default: %(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random draws (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print the answer and its statistics as one JSON object")
     parser.add_argument(
-        "--dtype", choices=DTYPES, help="of the params (default: float32 on a CPU, elsewhere the checkpoint's)"
+        "--dtype", choices=DTYPES, help="dtype of the params (default: float32 on a CPU, elsewhere the checkpoint's)"
     )
     parser.add_argument(
-        "--heatmap", type=Path, metavar="FILE.png", help="also draw what the answer looked at, all photographs in one"
+        "--heatmap",
+        type=Path,
+        metavar="FILE.png",
+        help="also draw what the answer looked at, all photographs in one picture",
     )
 
 
@@ -82,21 +89,24 @@ def run(args: argparse.Namespace) -> None:
     processor, config = mp.Processor.from_pretrained(folder), read_config(folder)
     length = processor([chat], photos, config=config).input_ids.shape[1]
     length += args.max_tokens * (CHAT_ANSWERS if question is None else 1)
-    generator = mp.Generator.from_pretrained(
-        folder,
-        max_length=max(LEAST_LENGTH, 2 ** (length - 1).bit_length()),
-        dtype=args.dtype or ("float32" if jax.default_backend() == "cpu" else None),
-        progress=is_watched(),
-    )
+    with loading(folder):
+        generator = mp.Generator.from_pretrained(
+            folder,
+            max_length=max(LEAST_LENGTH, 2 ** (length - 1).bit_length()),
+            dtype=args.dtype or ("float32" if jax.default_backend() == "cpu" else None),
+            progress=is_watched(),
+        )
     if question is not None:
         answer = _answer(generator.stream(chat, photos, **settings), args.json)
         if args.heatmap:
-            figure = plot_saliency(photos, generator.explain(chat, photos, answer), config)
+            with waiting("finding what the answer looked at"):
+                figure = plot_saliency(photos, generator.explain(chat, photos, answer), config)
             with replace_file(args.heatmap) as picture:
                 figure.savefig(picture)
             complain(NAME, f"wrote {args.heatmap}")
         return
-    session = generator.session(photos)
+    with waiting("reading the photographs"):
+        session = generator.session(photos)
     for question in _questions():
         _answer(session.stream(question, **settings), args.json)
 
@@ -128,11 +138,14 @@ def _questions() -> Iterator[str]:
 
 def _answer(stream: Generator[str, None, mp.generate.Answer], as_json: bool) -> mp.generate.Answer:
     """Print an answer and its statistics, and return it."""
-    answer = _print_answer(stream, as_json)
+    if as_json:
+        with waiting("answering"):
+            answer = _finish(stream)
+        print(json.dumps({name: value for name, value in dataclasses.asdict(answer).items() if name != "logprobs"}))
+    else:
+        answer = _print_answer(stream)
     seconds = answer.seconds
     rate = (len(answer.ids) - 1) / seconds["decode"] if seconds["decode"] else 0.0
-    if as_json:
-        print(json.dumps({name: value for name, value in dataclasses.asdict(answer).items() if name != "logprobs"}))
     complain(
         NAME,
         f"{len(answer.ids)} tokens, {rate:.1f} tokens/s; "
@@ -141,17 +154,27 @@ def _answer(stream: Generator[str, None, mp.generate.Answer], as_json: bool) -> 
     return answer
 
 
-def _print_answer(stream: Generator[str, None, mp.generate.Answer], silent: bool) -> mp.generate.Answer:
-    """Print an answer while it grows, unless `silent`, and return it."""
-    begun = False
+def _finish(stream: Generator[str, None, mp.generate.Answer]) -> mp.generate.Answer:
+    """Run a stream to its end, and return the answer."""
     try:
         while True:
-            piece = next(stream)
-            if not silent:
-                begun = True
-                print(piece, end="", flush=True)
+            next(stream)
     except StopIteration as end:
-        begun = not silent
+        return end.value
+
+
+def _print_answer(stream: Generator[str, None, mp.generate.Answer]) -> mp.generate.Answer:
+    """Print an answer while it grows, and return it."""
+    begun = False
+    try:
+        with waiting("reading the prompt"):
+            piece = next(stream)
+        begun = True
+        while True:
+            print(piece, end="", flush=True)
+            piece = next(stream)
+    except StopIteration as end:
+        begun = True
         return end.value
     finally:
         if begun:

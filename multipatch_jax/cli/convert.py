@@ -8,10 +8,11 @@ import multipatch_jax as mp
 from multipatch_jax.cli.destinations import check_new_folder
 from multipatch_jax.cli.interrupts import interrupt_later
 from multipatch_jax.cli.model import add_revision, find_model, is_watched
+from multipatch_jax.cli.waiting import loading, waiting
 from multipatch_jax.config import DTYPES
 from multipatch_jax.params import PARTS, count_parameters, flatten, tensors
 
-HELP = "a Hugging Face checkpoint to a folder that loads with Orbax"
+HELP = "write a Hugging Face checkpoint as a folder that loads with Orbax"
 EPILOG = """The tokenizer, the chat templates and the settings of processors and text generation are copied.
 
 for example:
@@ -20,16 +21,16 @@ for example:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument("source", metavar="DIR_OR_ID", help="a Hugging Face folder or hub id")
+    parser.add_argument("source", metavar="DIR_OR_ID", help="folder or hub id of a Hugging Face checkpoint")
     add_revision(parser)
-    parser.add_argument("destination", type=Path, help="a folder that does not exist yet")
-    parser.add_argument("--dtype", choices=DTYPES, help="of the params (default: the checkpoint's, bit for bit)")
+    parser.add_argument("destination", type=Path, help="folder to write; it must not exist yet")
+    parser.add_argument("--dtype", choices=DTYPES, help="dtype of the params (default: the checkpoint's, bit for bit)")
     parser.add_argument(
         "--parts",
         nargs="+",
         choices=PARTS,
         default=["vision", "connector"],
-        help="what to convert (default: vision connector)",
+        help="parts of the model to convert (default: vision connector)",
     )
 
 
@@ -38,9 +39,11 @@ def run(args: argparse.Namespace) -> None:
     check_new_folder("destination", args.destination)
     folder = find_model(args.source, args.revision, args.parts)
     start = time.perf_counter()
-    config, params = mp.from_pretrained(folder, dtype=args.dtype, parts=args.parts, progress=is_watched())
+    with loading(folder):
+        config, params = mp.from_pretrained(folder, dtype=args.dtype, parts=args.parts, progress=is_watched())
     loaded = time.perf_counter()
-    with interrupt_later(f"{args.destination} is written"):  # Orbax's threads would go on without the folder
+    # Without the wait, Orbax's threads would go on without the folder.
+    with interrupt_later(f"{args.destination} is written"), waiting(f"writing {args.destination}"):
         mp.save_pretrained(args.destination, config, params, base=folder)
     arrays = flatten(params)
     dtypes = sorted({array.dtype.name for array in arrays.values()})

@@ -1,4 +1,4 @@
-"""`multipatch-jax demo`: encode a photograph or read a page, and draw pictures of tiles and tokens."""
+"""`multipatch-jax demo`: encode a photograph or read a page, and draw pictures of how it is done."""
 
 import argparse
 import contextlib
@@ -15,12 +15,17 @@ from multipatch_jax.cli.destinations import check_files, check_new_folder
 from multipatch_jax.cli.model import is_watched
 from multipatch_jax.cli.reader import FILES, READER, read_page
 from multipatch_jax.cli.tokens import write_tokens
+from multipatch_jax.cli.waiting import waiting
 from multipatch_jax.plot import require_matplotlib
 from multipatch_jax.presets import SMOLVLM_256M
 
-HELP = "a photograph to tokens with SmolVLM-256M, or a page of numbers read without a network"
-EPILOG = """With a connection, a photograph goes through SmolVLM-256M's published tower.
-If the hub does not answer at once, a small model that comes with the package reads a page of handwritten numbers."""
+HELP = "encode a photograph with SmolVLM-256M; without a network, read a page with a small model"
+EPILOG = """With a connection, a photograph of a cat goes through SmolVLM-256M's published tower (a download of 0.5 GB).
+If the hub does not answer at once, a small model that comes with the package reads a page of handwritten numbers.
+
+for example:
+  multipatch-jax demo
+  multipatch-jax demo --reader --out reader"""
 MODEL = "HuggingFaceTB/SmolVLM-256M-Instruct"
 PATIENCE = 3  # seconds that the hub has for its answer
 
@@ -28,14 +33,16 @@ PATIENCE = 3  # seconds that the hub has for its answer
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     kind = parser.add_mutually_exclusive_group()
-    kind.add_argument("--reader", action="store_true", help="read the page without asking the hub")
+    kind.add_argument(
+        "--reader", action="store_true", help="read the page with the small model, without asking the hub"
+    )
     kind.add_argument(
         "--random-weights",
         action="store_true",
-        help="the photograph, through random weights of SmolVLM-256M's shapes, without asking the hub",
+        help="encode the photograph with random weights of SmolVLM-256M's shapes, without asking the hub",
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("demo"), metavar="DIR", help="the folder to write into (default: %(default)s)"
+        "--out", type=Path, default=Path("demo"), metavar="DIR", help="folder to write into (default: %(default)s)"
     )
 
 
@@ -56,24 +63,45 @@ def run(args: argparse.Namespace) -> None:
         return
     found = None if args.random_weights else load_published()
     if found is None and not args.random_weights:
-        print("The hub did not answer.")
         try:
             local_folder(READER)
         except FileNotFoundError as error:
-            print(error)
+            print(f"The hub did not answer. {error}")
         else:
-            print("A small model that comes with the package reads a page of handwritten numbers.")
+            print("The hub did not answer, so a small model that comes with the package reads a page of numbers.")
             read_page(args.out, MODEL)
             return
     if found is None:
         print(
             "Using random weights (seed 0) of SmolVLM-256M's shapes: the tokens mean nothing, but every step is real."
         )
-    config, params = found or (SMOLVLM_256M, mp.init_params(jax.random.key(0), SMOLVLM_256M))
-    args.out.mkdir(parents=True, exist_ok=True)
-    out, overlay, pca = (args.out / name for name in FILES[:3])
-    model = MODEL if found else "random weights"
-    write_tokens([data.chelsea()], ["chelsea"], config, params, model=model, out=out, overlay=overlay, pca=pca)
+    with waiting("making random weights") if found is None else contextlib.nullcontext():
+        config, params = found or (SMOLVLM_256M, mp.init_params(jax.random.key(0), SMOLVLM_256M))
+    encode_photograph(data.chelsea(), args.out, config, params, MODEL if found else "random weights")
+
+
+def encode_photograph(photo: Any, out: Path, config: mp.ModelConfig, params: Any, model: str) -> None:
+    """Write the tokens of a photograph of a cat, and pictures of them; print what was done and what to do next.
+
+    Args:
+      photo: the photograph.
+      out: the folder to write into.
+      config, params: the model.
+      model: its name.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    file, overlay, pca = (out / name for name in FILES[:3])
+    done = []
+    write_tokens([photo], ["cat"], config, params, model=model, out=file, overlay=overlay, pca=pca, say=done.append)
+    print("\n".join(line for line in done if not line.startswith("wrote ")))
+    print(f"\nwritten into {out}:")
+    print("  tiles.png           the photograph, with the borders of its tiles: look at this first")
+    print("  pca.png             its tokens as colours: similar tokens have similar colours")
+    print("  tokens.safetensors  its tokens")
+    print("\nwhat to try next:")
+    print(f'  multipatch-jax ask photo.jpg "What is this?" --model {MODEL}')
+    print(f"  multipatch-jax encode photo.jpg --model {MODEL} --out photo.safetensors")
+    print("  multipatch-jax demo --reader --out reader    (a small model reads a page, without a network)")
 
 
 def load_published() -> tuple[mp.ModelConfig, dict[str, Any]] | None:

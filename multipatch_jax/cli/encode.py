@@ -9,11 +9,12 @@ from multipatch_jax.cli.destinations import check_files, check_picture
 from multipatch_jax.cli.model import add_revision, find_model, is_watched
 from multipatch_jax.cli.printing import complain
 from multipatch_jax.cli.tokens import write_tokens
+from multipatch_jax.cli.waiting import loading
 from multipatch_jax.config import DTYPES
 from multipatch_jax.image import count_pixels
 from multipatch_jax.plot import require_matplotlib
 
-HELP = "photographs to visual tokens, written as safetensors"
+HELP = "write the visual tokens of photographs to a safetensors file"
 EPILOG = """the file:
   tokens_0 holds the tokens of the first PHOTO, tokens_1 those of the second, and so on. The metadata has two JSON
   lists: "images" with the key, file name and plan of each array, "failed" with the index and file name of each PHOTO
@@ -33,15 +34,17 @@ for example:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument("photos", nargs="+", metavar="PHOTO", type=Path, help="any file that Pillow reads")
-    parser.add_argument("--model", required=True, metavar="DIR_OR_ID", help="a converted or Hugging Face folder, or id")
+    parser.add_argument("photos", nargs="+", metavar="PHOTO", type=Path, help="an image file")
+    parser.add_argument("--model", required=True, metavar="DIR_OR_ID", help="folder or hub id of a model")
     add_revision(parser)
-    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="the file of tokens to write")
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="file to write the tokens to")
     parser.add_argument("--overlay", type=Path, metavar="FILE.png", help="also draw the tiles on the picture")
     parser.add_argument(
-        "--pca", type=Path, metavar="FILE.png", help="also draw the tokens' principal components as colours"
+        "--pca", type=Path, metavar="FILE.png", help="also draw the tokens as colours, by their principal components"
     )
-    parser.add_argument("--dtype", choices=DTYPES, help="of the params and the tokens (default: the checkpoint's)")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, help="dtype of the params and the tokens (default: the checkpoint's)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -59,7 +62,8 @@ def run(args: argparse.Namespace) -> int:
     check_files({"--out": args.out, "--overlay": args.overlay, "--pca": args.pca}, args.photos, args.model)
     _require_a_photo(args.photos)
     folder = find_model(args.model, args.revision)
-    config, params = mp.from_pretrained(folder, dtype=args.dtype, progress=is_watched())
+    with loading(folder):
+        config, params = mp.from_pretrained(folder, dtype=args.dtype, progress=is_watched())
     name = "multipatch-jax encode"
     failed = write_tokens(
         args.photos,

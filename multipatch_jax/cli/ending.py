@@ -36,7 +36,7 @@ def run_command(
             with interrupt_later():  # some libraries fail in their own ways if they are interrupted at their import
                 parser = make_parser()
             args = parser.parse_args(arguments)
-            name = f"{name} {args.command}" if "command" in args else name
+            name = " ".join(filter(None, [name, getattr(args, "command", None)]))
             status = args.run(args) or 0
         except SystemExit as exit:  # by the parser: help, or wrong usage
             status = int(exit.code or 0)

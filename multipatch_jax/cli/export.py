@@ -7,29 +7,35 @@ import multipatch_jax as mp
 from multipatch_jax.arguments import require_positive
 from multipatch_jax.cli.destinations import check_new_folder
 from multipatch_jax.cli.model import add_revision, find_model, is_watched
+from multipatch_jax.cli.waiting import loading
 from multipatch_jax.config import DTYPES
 from multipatch_jax.encode import PLATFORMS
 
-HELP = "programs of tiles -> tokens for CPU, CUDA and TPU that run without this package"
+HELP = "write programs that encode tiles on CPU, CUDA and TPU and run without this package"
 EPILOG = """for example:
   multipatch-jax export smolvlm-256m-programs --model smolvlm-256m --platform cuda --dtype bfloat16"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument("out", type=Path, metavar="OUT", help="a folder that does not exist yet")
-    parser.add_argument("--model", required=True, metavar="DIR_OR_ID", help="a converted or Hugging Face folder, or id")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write; it must not exist yet")
+    parser.add_argument("--model", required=True, metavar="DIR_OR_ID", help="folder or hub id of a model")
     add_revision(parser)
     parser.add_argument(
-        "--platform", action="append", choices=PLATFORMS, help="may be given several times (default: all three)"
+        "--platform",
+        action="append",
+        choices=PLATFORMS,
+        help="platform to write a program for; may be given several times (default: all three)",
     )
     parser.add_argument(
         "--batch-size",
         type=int,
         metavar="N",
-        help="most tiles in flight on a device (default: chosen for each platform)",
+        help="encode at most N tiles at a time on a device (default: chosen for each platform)",
     )
-    parser.add_argument("--dtype", choices=DTYPES, help="of the params and the tokens (default: the checkpoint's)")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, help="dtype of the params and the tokens (default: the checkpoint's)"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -38,9 +44,12 @@ def run(args: argparse.Namespace) -> None:
     if args.batch_size is not None:
         require_positive("--batch-size", args.batch_size, "tiles")
     folder = find_model(args.model, args.revision)
-    config, params = mp.from_pretrained(folder, dtype=args.dtype, progress=is_watched())
+    with loading(folder):
+        config, params = mp.from_pretrained(folder, dtype=args.dtype, progress=is_watched())
     platforms = args.platform or PLATFORMS
-    manifest = mp.export_encoder(args.out, config, params, platforms=platforms, batch_size=args.batch_size)
+    manifest = mp.export_encoder(
+        args.out, config, params, platforms=platforms, batch_size=args.batch_size, progress=is_watched()
+    )
     print(f"wrote {args.out}: manifest.json, params.npz and")
     for program in manifest["platforms"].values():
         size = (args.out / program["file"]).stat().st_size

@@ -8,7 +8,7 @@ from pathlib import Path
 
 def add_revision(parser: argparse.ArgumentParser) -> None:
     """Add the option `--revision`."""
-    parser.add_argument("--revision", metavar="REV", help="of a hub id: a branch, a tag or a commit (default: main)")
+    parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of a hub id (default: main)")
 
 
 def find_model(name: str, revision: str | None = None, parts: Iterable[str] = ("vision", "connector")) -> Path:
@@ -21,7 +21,7 @@ def find_model(name: str, revision: str | None = None, parts: Iterable[str] = ("
     from multipatch_jax.checkpoint import find_folder, local_folder  # slow to import
 
     if revision is not None and local_folder(name):
-        raise ValueError(f"--revision is of a hub id, and {name} is a folder: leave it out.")
+        raise ValueError(f"--revision is for a hub id, and {name} is a folder: leave the option out.")
     return find_folder(name, parts, revision=revision)
 
 

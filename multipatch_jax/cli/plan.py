@@ -6,7 +6,7 @@ import multipatch_jax as mp
 from multipatch_jax.checkpoint import local_folder, read_config
 from multipatch_jax.plot import describe
 
-HELP = "the tiles and tokens of an image, from its size alone"
+HELP = "print how many tiles and tokens an image of some size becomes"
 EPILOG = """for example:
   multipatch-jax plan 3000 4000
   multipatch-jax plan 3000 4000 --model Idefics3-8B-Llama3"""
@@ -14,8 +14,8 @@ EPILOG = """for example:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument("height", type=int, help="pixels")
-    parser.add_argument("width", type=int, help="pixels")
+    parser.add_argument("height", type=int, help="height of the image in pixels")
+    parser.add_argument("width", type=int, help="width of the image in pixels")
     parser.add_argument(
         "--model",
         default="SmolVLM-256M-Instruct",

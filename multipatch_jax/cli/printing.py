@@ -39,10 +39,10 @@ class Output(io.TextIOBase):
 
     def write(self, text: str) -> int:
         """Write a text, line by line. Characters that the encoding lacks are written as escapes."""
-        if self._stream is not None and self.error is None:
-            encoding = self._stream.encoding or "utf-8"
+        if (stream := self._open_stream()) is not None:
+            encoding = stream.encoding or "utf-8"
             try:
-                self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+                stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
             except OSError as error:
                 self._fail(error)
             if "\n" in text:
@@ -51,11 +51,15 @@ class Output(io.TextIOBase):
 
     def flush(self) -> None:
         """Show what has been written, as a line that is not finished."""
-        if self._stream is not None and self.error is None:
+        if (stream := self._open_stream()) is not None:
             try:
-                self._stream.flush()
+                stream.flush()
             except OSError as error:
                 self._fail(error)
+
+    def _open_stream(self) -> TextIO | None:
+        """Return the stream if it can be written. Python flushes this object late: the stream may be closed by then."""
+        return None if self._stream is None or self.error is not None or self._stream.closed else self._stream
 
     def _fail(self, error: OSError) -> None:
         self.error = error

@@ -26,10 +26,11 @@ def write_tokens(
     overlay: Path | None = None,
     pca: Path | None = None,
     on_error: Callable[[str], object] = print,
+    say: Callable[[str], object] = print,
 ) -> list[str]:
     """Encode the photos one after the other, and write their tokens to a safetensors file (see `TokensFile`).
 
-    Of each photo the plan is printed. Each is read once, and the pixels of one are in memory at a time.
+    Each is read once, and the pixels of one are in memory at a time.
 
     Args:
       photos: anything that `load_image` takes.
@@ -41,6 +42,7 @@ def write_tokens(
       pca: also write a picture of the tokens here (`plot_pca`); None writes none.
       on_error: called with a message for a photo that cannot be read, which is then left out. The error of a photo that
         is the only one is raised.
+      say: called with a line for each plan and each file.
 
     Returns:
       The names of the photos that were left out.
@@ -63,22 +65,22 @@ def write_tokens(
                 file.skip(index)
                 failed.append(name)
                 continue
-            print(f"{name}: {describe(plan)}")
+            say(f"{name}: {describe(plan)}")
             if overlay is not None:
                 with replace_file(overlay) as picture:
                     draw_tiles(image, plan).save(picture)
-                print(f"wrote {overlay}")
+                say(f"wrote {overlay}")
             tokens = _encode_with_bar(params, tiles, config, name).reshape(plan.num_tokens, -1)
             file.append(index, plan, tokens)
-            print(f"{name}: {len(tokens)} tokens of width {tokens.shape[1]}, {tokens.dtype}, ", end="")
-            print(f"in {time.perf_counter() - start:.1f} s")
+            seconds = time.perf_counter() - start
+            say(f"{name}: {len(tokens)} tokens of width {tokens.shape[1]}, {tokens.dtype}, in {seconds:.1f} s")
             if pca is not None:
                 with replace_file(pca) as picture:
                     plot_pca(image, tokens, plan, config).savefig(picture)
-                print(f"wrote {pca}")
+                say(f"wrote {pca}")
         if not file.count:
             raise ValueError(f"none of the {len(photos)} photographs can be read, so nothing is written.")
-    print(f"wrote {out}")
+    say(f"wrote {out}")
     return failed
 
 

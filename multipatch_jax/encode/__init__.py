@@ -1,7 +1,7 @@
 """Encode images and tiles as visual tokens: one image, a stream of many, or a program exported to a file."""
 
 from multipatch_jax.encode.cache import TileCache
-from multipatch_jax.encode.compiles import RecompileError, count_compilations, forbid_compilations
+from multipatch_jax.encode.compiles import RecompileError, compile_all, count_compilations, forbid_compilations
 from multipatch_jax.encode.execution import Execution, mesh_of, prepare_execution, tiles_in_flight
 from multipatch_jax.encode.export import PLATFORMS, export_encoder, load_exported
 from multipatch_jax.encode.image import encode_image
@@ -17,6 +17,7 @@ __all__ = [
     "StreamStats",
     "TileCache",
     "check_tiles",
+    "compile_all",
     "count_compilations",
     "encode_image",
     "encode_images",

@@ -1,19 +1,45 @@
-"""Count the programs that XLA compiles, or forbid any: an unexpected compilation is slow and otherwise unnoticed.
+"""Compile programs before they are needed; count those that XLA compiles, or forbid any.
+
+An unexpected compilation is slow and otherwise unnoticed.
 
 JAX reports a program that it reads from its persistent compilation cache as compiled, so it counts here too.
 """
 
+import concurrent.futures
 import contextlib
 import functools
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 
 import jax
+from tqdm import tqdm
 
 _EVENT = "/jax/core/compile/backend_compile_duration"
 
 
 class RecompileError(RuntimeError):
     """A program was compiled inside `forbid_compilations`."""
+
+
+def compile_all(programs: Iterable[jax.stages.Lowered], *, progress: bool = False) -> None:
+    """Compile lowered programs, as many at a time as there are cores, while the caller's thread lowers the next.
+
+    Args:
+      programs: what to compile; may be a generator that lowers them.
+      progress: whether to show a bar that counts programs.
+    """
+    compiling = []
+    with (
+        tqdm(desc="compiling", unit=" programs", disable=not progress, leave=False) as bar,
+        concurrent.futures.ThreadPoolExecutor(os.cpu_count(), "multipatch") as pool,
+    ):
+        for program in programs:  # a thread compiles it, or reads it from the persistent cache
+            compiling.append(pool.submit(program.compile))
+            compiling[-1].add_done_callback(lambda _: bar.update())
+        bar.total = len(compiling)
+        bar.refresh()
+    for program in compiling:
+        program.result()
 
 
 @functools.cache

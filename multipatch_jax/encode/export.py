@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax.core import Tracer
 from jaxtyping import Float, UInt8
+from tqdm import tqdm
 
 from multipatch_jax.arguments import check_array
 from multipatch_jax.config import ModelConfig
@@ -43,6 +44,7 @@ def export_encoder(
     compute: Compute = Compute(),
     platforms: str | Iterable[str] = PLATFORMS,
     batch_size: int | None = None,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """Write a folder with a `jax.export` program of `encode_tiles` for each platform.
 
@@ -68,6 +70,7 @@ def export_encoder(
       compute: how the programs compute. The "native" encoder is never exported.
       platforms: one or some of "cpu", "cuda" and "tpu".
       batch_size: most tiles in flight on a device; None chooses by platform (`encode.tiles_in_flight`).
+      progress: whether to show a bar that counts programs.
 
     Returns:
       The content of `manifest.json`.
@@ -102,7 +105,8 @@ def export_encoder(
         "platforms": {},
     }
     with new_folder(path) as folder:
-        for platform, (_, execution) in settings.items():
+        bar = tqdm(settings.items(), desc="exporting", unit=" programs", disable=not progress)
+        for platform, (_, execution) in bar:
             exported = _export(execution, arrays, platform)
             file = f"{platform}.jax_export"
             (folder / file).write_bytes(exported.serialize())

@@ -13,9 +13,10 @@ from tqdm import tqdm
 from multipatch_jax.arguments import require_positive, require_type
 from multipatch_jax.config import ModelConfig
 from multipatch_jax.encode.cache import TileCache
+from multipatch_jax.encode.compiles import compile_all
 from multipatch_jax.encode.execution import prepare_execution
 from multipatch_jax.encode.read_ahead import read_ahead
-from multipatch_jax.encode.tile_queue import StreamStats, TileQueue, compile_programs
+from multipatch_jax.encode.tile_queue import StreamStats, TileQueue, lower_stream
 from multipatch_jax.image import ImageError, PreparedImage, TilePlan
 from multipatch_jax.nn import Compute
 from multipatch_jax.params import Params
@@ -228,6 +229,7 @@ def warmup(
     compute: Compute = Compute(),
     batch_size: int | None = None,
     tile_on: str | None = None,
+    progress: bool = False,
 ) -> None:
     """Compile every program that `encode_images` runs with the same arguments, so that it compiles nothing later.
 
@@ -238,7 +240,10 @@ def warmup(
     Args:
       params, config, compute, batch_size, tile_on: as in `iter_encode_images`. For a stream with a cache, which is
         tiled on the host, tile_on="host" compiles fewer programs.
+      progress: whether to show a bar that counts programs.
     """
     _check_tile_on(tile_on)
     _check_batch_size(batch_size)
-    compile_programs(*prepare_execution(params, config, compute, batch_size), on_device=tile_on != "host")
+    own, execution = prepare_execution(params, config, compute, batch_size)
+    programs = (program for _, program in lower_stream(own, execution, on_device=tile_on != "host"))
+    compile_all(programs, progress=progress)

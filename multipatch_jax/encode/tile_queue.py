@@ -15,10 +15,8 @@ tiles while other devices make those of other images. One program then encodes a
 """
 
 import collections
-import concurrent.futures
 import dataclasses
 import functools
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -212,15 +210,6 @@ class TileQueue:
         for share, functions in zip(shares, deliver, strict=True):
             for take, row in zip(functions, share, strict=False):
                 take(row)
-
-
-def compile_programs(params: Params, execution: Execution, on_device: bool) -> None:
-    """Compile all programs that a `TileQueue` runs, without running any."""
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count(), "multipatch") as pool:
-        # A thread compiles a program, or reads it from the persistent cache, while this one traces the next.
-        compiling = [pool.submit(program.compile) for _, program in lower_stream(params, execution, on_device)]
-    for program in compiling:
-        program.result()
 
 
 def lower_stream(

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float32
+from tqdm import tqdm
 
 from multipatch_jax.arguments import require_integer, require_positive, require_tree, require_type
 from multipatch_jax.checkpoint import find_folder, from_pretrained
@@ -128,12 +129,15 @@ class Generator:
             eos_ids=read_eos_ids(folder, processor),
         )
 
-    def warmup(self) -> None:
+    def warmup(self, *, progress: bool = False) -> None:
         """Compile every program, so that nothing compiles later, whatever the chats, images, videos and settings.
 
         No program is executed. As in `encode.warmup`, JAX's persistent compilation cache may have the programs already.
+
+        Args:
+          progress: whether to show bars that count programs.
         """
-        compile_programs(self._model, self._engines)
+        compile_programs(self._model, self._engines, progress)
 
     def generate(
         self,
@@ -141,6 +145,7 @@ class Generator:
         images: Sequence[Any] = (),
         *,
         logprobs: bool = False,
+        progress: bool = False,
         **settings: Any,
     ) -> list[Answer]:
         """Answer any number of chats.
@@ -151,6 +156,7 @@ class Generator:
           chats: a list of texts, with one `<image>` for each of their images, and of chats.
           images: those of the chats, in the order of their places; a flat list, or a list for each chat.
           logprobs: whether answers have the logprobs of their tokens.
+          progress: whether to show a bar that counts answers and tokens.
           settings: fields of `GenerationSettings`, which hold for every chat; `seed` and `grammar` may be lists, one
             for each chat. By default the most likely tokens are taken, 64 at most.
 
@@ -163,8 +169,11 @@ class Generator:
           ImageError, FileNotFoundError: as `Processor`.
         """
         requests = read_requests(self._model, chats, images, settings)
-        for _ in self._run(requests):
-            pass
+        # miniters=0 lets the bar show new tokens though no answer is finished.
+        with tqdm(total=len(requests), desc="answering", unit=" chats", disable=not progress, miniters=0) as bar:
+            for tokens, (request, _) in enumerate(self._run(requests), 1):
+                bar.set_postfix_str(f"{tokens} tokens", refresh=False)
+                bar.update(request.finish_reason is not None)
         return [request.answer(logprobs) for request in requests]
 
     def stream(

@@ -1,9 +1,7 @@
 """What answers to chats are made with: a model's params, arranged for it, its config and its processor."""
 
-import concurrent.futures
 import dataclasses
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from multipatch_jax.config import ModelConfig
-from multipatch_jax.encode import warmup
+from multipatch_jax.encode import compile_all, warmup
 from multipatch_jax.generate.chunks import chunk_sizes
 from multipatch_jax.generate.engine import Chunk, Engine, admit, fork, release, start, step
 from multipatch_jax.generate.grammar import Grammars
@@ -101,26 +99,25 @@ def make_model(
     return Model(config, processor, compute, max_length, cache_dtype, eos_ids, encoder, decoder, tokens, grammars)
 
 
-def compile_programs(model: Model, engines: Sequence[Engine]) -> None:
+def compile_programs(model: Model, engines: Sequence[Engine], progress: bool) -> None:
     """Compile the moves of engines, and all that encodes images and videos; no program is executed."""
-    programs = [program for engine in engines for program in _moves(model, engine)]
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count(), "multipatch") as pool:
-        for compiling in [pool.submit(program.compile) for program in programs]:
-            compiling.result()
+    compile_all((program for engine in engines for program in _moves(model, engine)), progress=progress)
     for config in (model.config, frame_config(model.config)):
-        warmup(model.encoder, config=config, compute=model.compute)
+        warmup(model.encoder, config=config, compute=model.compute, progress=progress)
 
 
-def _moves(model: Model, engine: Engine) -> list[Any]:
-    """Lower the moves of an engine."""
+def _moves(model: Model, engine: Engine) -> Iterator[Any]:
+    """Lower the moves of an engine, one after the other."""
     slots, zero = jax.eval_shape(lambda: start(engine=engine)), np.array(0, np.int32)
     allowed = np.tile(all_ids(engine.text.vocab_size), (engine.batch_size, 1))
-    programs: list[Any] = [start.lower(engine=engine), step.lower(model.decoder, slots, allowed, engine=engine)]
+    yield start.lower(engine=engine)
+    yield step.lower(model.decoder, slots, allowed, engine=engine)
     for size in chunk_sizes(engine.capacity):
         tokens = np.zeros((size, model.embeddings.shape[1]), model.embeddings.dtype)
         seen = np.zeros(engine.text.vocab_size, bool)
         ids = np.zeros(size, np.int32)
         chunk = Chunk(zero, zero, zero, np.array(False), ids, tokens, seen, NEUTRAL, allowed[0])
         for first in (True, False):
-            programs.append(admit.lower(model.decoder, slots, chunk, first=first, engine=engine))
-    return [*programs, release.lower(slots, zero), fork.lower(slots)]
+            yield admit.lower(model.decoder, slots, chunk, first=first, engine=engine)
+    yield release.lower(slots, zero)
+    yield fork.lower(slots)

@@ -10,6 +10,7 @@ from multipatch_jax.plot.figures import (
 )
 from multipatch_jax.plot.panels import require_matplotlib
 from multipatch_jax.plot.pictures import describe, draw_tiles
+from multipatch_jax.plot.pipeline import plot_pipeline
 from multipatch_jax.plot.saliency import plot_saliency
 from multipatch_jax.plot.tokens import cosine_similarity, pca_colors, token_at, token_map
 
@@ -21,6 +22,7 @@ __all__ = [
     "plot_answers",
     "plot_errors",
     "plot_pca",
+    "plot_pipeline",
     "plot_progress",
     "plot_saliency",
     "plot_similarity",

@@ -148,7 +148,7 @@ def test_ctrl_c_keeps_what_was_printed(run, folder, photo_file, monkeypatch):
         ("ask PHOTO what? --model MODEL --heatmap heat.txt", "--heatmap writes .png, .jpg, .jpeg, .webp, got heat.txt"),
         ("ask PHOTO what? --model MODEL --heatmap PHOTO", "would replace the input"),
         ("ask PHOTO what? --model MODEL --heatmap nowhere/heat.png", "nowhere"),
-        ("ask PHOTO what? --model MODEL --revision main", "--revision is of a hub id"),
+        ("ask PHOTO what? --model MODEL --revision main", "--revision is for a hub id"),
     ],
 )
 def test_bad_input_is_one_line(command, message, run, folder, photo_file):

@@ -1,5 +1,6 @@
 """However a command ends, it ends in one line: Ctrl-C, a closed pipe, a full disk where it prints."""
 
+import io
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from safetensors import safe_open
 
 from multipatch_jax.cli import main
 from multipatch_jax.cli.interrupts import interrupt_later
+from multipatch_jax.cli.printing import Output
 from tests.helpers.processes import environment, run_python
 
 
@@ -113,6 +115,18 @@ def test_standard_output_and_error_may_be_closed(tiny, photo_file, tmp_path, mon
     photos = [str(photo_file), str(tmp_path / "none.png")]
     assert main(["encode", *photos, "--model", str(tiny.folder), "--out", str(tmp_path / "o")]) == 1
     assert (tmp_path / "o").exists()
+
+
+def test_output_may_be_closed_before_its_last_use():
+    """Python 3.13 flushes an object that it forgets."""
+    stream = io.StringIO()
+    output = Output(stream)
+    output.write("said")
+    assert stream.getvalue() == "said"
+    stream.close()
+    output.flush()
+    assert output.write("lost\n") == 5
+    assert output.error is None
 
 
 CTRL_C_IN_A_CALLBACK = """

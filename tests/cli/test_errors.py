@@ -1,6 +1,7 @@
 """A mistake on the command line gives one line and exit status 2, and leaves no file behind."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -48,10 +49,20 @@ def test_a_report_of_many_tensors_is_one_line_too(run, tiny, photo_file, tmp_pat
 
 def test_wrong_usage_exits_with_2_and_help_teaches(run):
     assert run("encode")[0] == 2
+    assert run("nonsense")[0] == 2
     status, out, _ = run("--help")
     assert status == 0
     assert "multipatch-jax plan 3000 4000" in out
     for command in ("encode", "plan", "convert", "export", "ask", "demo"):
         status, out, _ = run(command, "--help")
         assert status == 0
-        assert "for example:" in out or command == "demo"
+        assert "for example:" in out
+
+
+def test_without_a_command_the_help_is_printed(run):
+    status, out, err = run()
+    assert (status, err) == (0, "")
+    assert out == run("--help")[1]
+    session = re.findall(r"^  multipatch-jax (\w+)", out, re.MULTILINE)
+    assert session[:2] == ["demo", "ask"]
+    assert set(session) <= {"demo", "ask", "plan", "convert", "encode"}

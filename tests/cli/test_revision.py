@@ -57,5 +57,5 @@ def test_a_folder_has_no_revisions(run, tiny, photo_file, tmp_path):
     out = tmp_path / "o"
     status, _, err = run("encode", photo_file, "--model", tiny.folder, "--out", out, "--revision", "main")
     assert status == 2
-    assert "--revision is of a hub id, and " in err
+    assert "--revision is for a hub id, and " in err
     assert not out.exists()

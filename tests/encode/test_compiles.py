@@ -18,3 +18,21 @@ def test_the_guard_names_what_was_compiled():
         jax.jit(a_new_function)(np.zeros(3))
         jax.jit(a_new_function)(np.zeros(4))
     assert len(names) <= 2
+
+
+def test_a_bar_counts_the_programs_of_warmup(tiny, capsys):
+    mp.warmup(tiny.params, config=tiny.config, tile_on="host")
+    assert capsys.readouterr().err == ""
+    mp.warmup(tiny.params, config=tiny.config, tile_on="host", progress=True)
+    shown = capsys.readouterr().err
+    assert "compiling: " in shown
+    assert "/4 [" in shown
+
+
+def test_a_program_that_does_not_compile_is_an_error():
+    class Broken:
+        def compile(self):
+            raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        mp.encode.compile_all([jax.jit(lambda x: x).lower(1.0), Broken()])  # pyright: ignore[reportArgumentType]

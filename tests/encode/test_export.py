@@ -54,8 +54,9 @@ def test_a_loaded_program_takes_any_number_of_tiles(exported, num_tiles, tiny, t
     np.testing.assert_array_equal(np.asarray(tokens), np.asarray(live))
 
 
-def test_several_tiles_in_flight_and_a_rest(tiny, tiny_tiles, tmp_path):
-    mp.export_encoder(tmp_path / "out", tiny.config, tiny.params, platforms=["cpu"], batch_size=4)
+def test_several_tiles_in_flight_and_a_rest(tiny, tiny_tiles, tmp_path, capsys):
+    mp.export_encoder(tmp_path / "out", tiny.config, tiny.params, platforms=["cpu"], batch_size=4, progress=True)
+    assert "exporting: 100%" in capsys.readouterr().err
     tokens = mp.load_exported(tmp_path / "out")(tiny_tiles[:6])
     live = live_tokens(tiny.params, tiny_tiles[:6], tiny, batch_size=4)
     np.testing.assert_allclose(tokens, live, rtol=1e-5, atol=1e-6)

@@ -307,3 +307,15 @@ def test_logits_that_are_not_finite_are_told(talker):
     generator = mp.Generator(params, config=talker.config, processor=talker.processor, max_length=640, batch_size=3)
     with pytest.raises(ValueError, match="Logits must be finite numbers, and those of token 0 of an answer are not"):
         generator.generate(["a"])
+
+
+def test_a_bar_counts_chats_and_tokens(talker, capsys):
+    generator = make_generator(talker)
+    answers = generator.generate(["one", "two"], max_new_tokens=3)
+    assert capsys.readouterr().err == ""
+    again = generator.generate(["one", "two"], max_new_tokens=3, progress=True)
+    assert [answer.ids for answer in again] == [answer.ids for answer in answers]
+    shown = capsys.readouterr().err
+    assert "answering: 100%" in shown
+    assert "| 2/2 [" in shown
+    assert f"{sum(len(answer.ids) for answer in answers)} tokens" in shown
