@@ -6,9 +6,9 @@ with random weights in bfloat16, 5 tiles each. Two systems encode the same files
 | system | what it is |
 |---|---|
 | stream | `mp.iter_encode_images` in a process, whose tokens are thrown away |
-| corpus | `mp.corpus.run` with one actor on a local Ray, which also writes the tokens as Parquet, 4 images a file |
+| corpus | `mp.corpus.run` with one actor on a local Ray, which also writes the tokens as Parquet, 8 images a file |
 
-Start-up is left out of both: the seconds are those from the end of the first 4 images to the end of the last. Each
+Start-up is left out of both: the seconds are those from the end of the first 8 images to the end of the last. Each
 system has a process of its own, and they take turns. Prints the medians and their ratio, and the seconds that one core
 needs to decode a JPEG of 12 megapixels, of which docs/scale.md works out how many cores feed an accelerator. Writes
 benchmarks/records/corpus.json.
@@ -24,7 +24,7 @@ from benchmarks.shared.photo import photograph
 from benchmarks.shared.processes import run_python
 from benchmarks.shared.records import write_record
 
-IMAGES, FIRST = 28, 4
+IMAGES, FIRST = 40, 8
 SYSTEMS = ("stream", "corpus")
 
 
@@ -86,7 +86,7 @@ def prepare(folder: Path) -> None:
 
 
 def main() -> None:
-    args = turns_parser(__doc__, rounds=3, help="turns of each system, a minute or two each").parse_args()
+    args = turns_parser(__doc__, rounds=3, help="turns of each system, two minutes each").parse_args()
     if args.worker:
         folder, name = args.worker
         print({"stream": stream, "corpus": corpus}[name](Path(folder)))

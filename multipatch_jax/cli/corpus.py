@@ -10,7 +10,7 @@ from multipatch_jax.cli.model import add_revision, is_watched
 from multipatch_jax.cli.printing import complain
 from multipatch_jax.config import DTYPES
 
-HELP = "every image of a corpus to tokens or answers, as Parquet"
+HELP = "compute tokens or answers for every image of a corpus, and write them as Parquet"
 EPILOG = """MANIFEST is a Parquet table with a column `id` of integers, and `path` (of an image) or `bytes`.
 A folder of images, a folder of WebDataset's tar files or one tar file will do too: OUT/manifest.parquet is made of it.
 
@@ -37,27 +37,33 @@ NAME = "multipatch-jax corpus"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument("source", metavar="MANIFEST", type=Path, help="a Parquet table, or a folder of images or tars")
-    parser.add_argument("out", metavar="OUT", type=Path, help="the folder of the run")
+    parser.add_argument("source", metavar="MANIFEST", type=Path, help="Parquet table, or folder of images or tar files")
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder of the run")
     parser.add_argument(
-        "--model", required=True, metavar="DIR_OR_ID", help="a converted or Hugging Face folder, an id, or reader"
+        "--model",
+        required=True,
+        metavar="DIR_OR_ID",
+        help='folder or hub id of a model, for ask with all of its parts; "reader" comes with the package',
     )
     add_revision(parser)
     parser.add_argument(
-        "--task", choices=("tokens", "pooled", "ask"), required=True, help="what is computed for each image"
+        "--task", choices=("tokens", "pooled", "ask"), required=True, help="what to compute for each image"
     )
-    parser.add_argument("--prompt", metavar="TEXT", help="for ask: the question about each image")
-    parser.add_argument("--max-tokens", type=int, metavar="N", help="for ask: most tokens of an answer (default: 64)")
-    parser.add_argument("--temperature", type=float, metavar="T", help="for ask: above 0 draws tokens (default: 0)")
-    parser.add_argument("--seed", type=int, help="for ask: of the draws (default: 0)")
+    parser.add_argument("--prompt", metavar="TEXT", help="for ask: question about each image")
     parser.add_argument(
-        "--dtype", choices=DTYPES, help="of the params (default: float32 on a CPU, elsewhere the checkpoint's)"
+        "--max-tokens", type=int, metavar="N", help="for ask: end an answer after N tokens (default: 64)"
+    )
+    parser.add_argument(
+        "--temperature", type=float, metavar="T", help="for ask: above 0, tokens are drawn at random (default: 0)"
+    )
+    parser.add_argument("--seed", type=int, help="for ask: seed of the random draws (default: 0)")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, help="dtype of the params (default: float32 on a CPU, elsewhere the checkpoint's)"
     )
     parser.add_argument(
         "--token-dtype",
         choices=DTYPES,
-        help="of the numbers that are stored; bfloat16 as its 16 bits in uint16 (default: the tokens' own; for pooled "
-        "float32)",
+        help="dtype to store, bfloat16 as its 16 bits in uint16 (default: the tokens' own; for pooled float32)",
     )
     parser.add_argument(
         "--batch-size", type=int, metavar="N", help="tiles in flight on a device, or chats at a time (default: chosen)"
@@ -68,7 +74,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rows-per-file", type=int, metavar="N", help="images in a file of results (default: 64; for pooled 512)"
     )
-    parser.add_argument("--address", metavar="HOST:PORT", help="of a Ray cluster (default: Ray starts here)")
+    parser.add_argument(
+        "--address", metavar="HOST:PORT", help="address of a Ray cluster (default: start Ray on this machine)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

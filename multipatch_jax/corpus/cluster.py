@@ -8,6 +8,10 @@ from typing import Any
 
 SPARE = 6  # Ray's CPUs beside those of the actors, for reading and writing: with few, a run that goes on never starts
 
+# Of a Ray that is started here. Its log monitor would look at all files ten times a second, which takes a tenth of a
+# core, to send this process lines that it does not show (`log_to_driver`).
+SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "LOG_NAME_UPDATE_INTERVAL_S": "1e9"}
+
 
 @contextlib.contextmanager
 def ray_session(address: str | None, actors: int | None) -> Iterator[str | None]:
@@ -31,6 +35,8 @@ def ray_session(address: str | None, actors: int | None) -> Iterator[str | None]
     if address is None:
         # Logical CPUs: they say how many processes there may be, not how much each computes.
         cpus = max(os.cpu_count() or 1, actors or 1) + SPARE
+        for name, value in SETTINGS.items():
+            os.environ.setdefault(name, value)
         session = ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
     else:
         try:
@@ -43,8 +49,8 @@ def ray_session(address: str | None, actors: int | None) -> Iterator[str | None]
         ray.shutdown()
 
 
-def share_of_each(actors: int | None, whole_host: bool) -> tuple[int, dict[str, Any]]:
-    """Return the number of actors, and what each asks of Ray.
+def share_of_each(actors: int | None, whole_host: bool) -> tuple[str, int, dict[str, Any]]:
+    """Return the kind of device that computes ("cpu", "gpu" or "tpu"), the number of actors, what each asks of Ray.
 
     Args:
       actors: the caller's choice. None is one for each accelerator, or one if there is none.
@@ -60,11 +66,11 @@ def share_of_each(actors: int | None, whole_host: bool) -> tuple[int, dict[str, 
     if tpus:
         hosts = [int(node["Resources"]["TPU"]) for node in ray.nodes() if node["Alive"] and "TPU" in node["Resources"]]
         chips = min(hosts) if whole_host else 1
-        most, share = tpus // chips, {"num_cpus": 1, "resources": {"TPU": chips}}
+        kind, most, share = "tpu", tpus // chips, {"num_cpus": 1, "resources": {"TPU": chips}}
     elif gpus:
-        most, share = gpus, {"num_cpus": 1, "num_gpus": 1}
+        kind, most, share = "gpu", gpus, {"num_cpus": 1, "num_gpus": 1}
     else:
-        most, share = None, {"num_cpus": 1}
+        kind, most, share = "cpu", None, {"num_cpus": 1}
     if actors is not None and most is not None and actors > most:
         raise ValueError(f"actors must be at most {most} on this cluster, one for each accelerator, got {actors}.")
     number = actors or most or 1
@@ -73,4 +79,4 @@ def share_of_each(actors: int | None, whole_host: bool) -> tuple[int, dict[str, 
             f"The cluster must have {number + SPARE} CPUs for {number} actors, {SPARE} of them to read and write with, "
             f"got {have.get('CPU', 0):g}: start Ray with a larger --num-cpus, which only counts processes."
         )
-    return number, share
+    return kind, number, share

@@ -1,5 +1,6 @@
 """Run a job over a corpus with Ray Data: manifest, actors, results; and go on where a run was stopped."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -12,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from multipatch_jax.arguments import require_positive
-from multipatch_jax.checkpoint import find_folder, read_config
+from multipatch_jax.checkpoint import find_folder, is_saved, read_config, saved_parts
 from multipatch_jax.config import DTYPES, ModelConfig
 from multipatch_jax.corpus.asking import chat_about_an_image
 from multipatch_jax.corpus.cluster import ray_session, share_of_each
@@ -25,6 +26,7 @@ from multipatch_jax.corpus.run_folder import (
     MADE,
     RESULTS,
     check_complete,
+    claim_device,
     claim_folder,
     count_errors,
     digest_of,
@@ -124,6 +126,8 @@ def run(
     if actors is not None:
         actors = require_positive("actors", actors, "processes", or_none=True)
     say = say or (lambda line: None)
+    if not source.exists():
+        raise FileNotFoundError(f"There is no manifest or folder {source}.")
     manifest = read_manifest(source) if is_manifest(source) else None
     with locked_folder(out):
         if manifest is None:
@@ -165,6 +169,7 @@ def _check(
         raise ValueError(f"settings are for answers, and the task {task!r} gives none: leave them out.")
     folder = find_folder(model, TASKS[task].parts, revision=revision)
     config = read_config(folder)
+    _require_model(folder, config, task)
     name = str(model) if not Path(model).is_dir() else os.path.abspath(model)
     job = Job(name, task, revision, dtype, token_dtype, prompt, dict(settings or {}), batch_size=batch_size)
     if prompt is not None:
@@ -173,10 +178,21 @@ def _check(
     return job, folder
 
 
-def _longest_prompt(folder: Path, config: ModelConfig, prompt: str) -> int:
-    """Return the tokens of the prompt about the image with the most tiles, or raise an error of the model."""
-    if config.text is None or config.embedding_size is not None:
+def _require_model(folder: Path, config: ModelConfig, task: str) -> None:
+    """Raise a ValueError if the model cannot do the task, or a folder of ours lacks a part that the task reads."""
+    if TASKS[task].asks and (config.text is None or config.embedding_size is not None):
         raise ValueError(f"{folder} has no language model that answers: the task must be tokens or pooled.")
+    parts = TASKS[task].parts
+    missing = set(parts) - set(saved_parts(folder)) if is_saved(folder) else set()
+    if missing:
+        raise ValueError(
+            f"{folder} must hold all of {', '.join(parts)} for this task, and lacks {', '.join(sorted(missing))}: "
+            f"convert the model again with these parts."
+        )
+
+
+def _longest_prompt(folder: Path, config: ModelConfig, prompt: str) -> int:
+    """Return the tokens of the prompt about the image with the most tiles."""
     image = np.zeros((MAX_IMAGE_SIZE, MAX_IMAGE_SIZE, 3), np.uint8)
     processor = Processor.from_pretrained(folder)
     return processor([chat_about_an_image(prompt)], [image], config=config).input_ids.shape[1]
@@ -218,7 +234,8 @@ def _run(
     from ray.data.checkpoint import CheckpointConfig
     from ray.exceptions import RayError
 
-    number, share = share_of_each(actors, whole_host=not TASKS[job.task].asks)
+    kind, number, share = share_of_each(actors, whole_host=not TASKS[job.task].asks)
+    claim_device(out, kind)
     remote: Any = ray.remote(num_cpus=0)(Counter)
     counter = remote.remote()
     context = ray.data.DataContext.get_current().copy()
@@ -226,10 +243,9 @@ def _run(
     context.checkpoint_config = CheckpointConfig(
         id_column="id", checkpoint_path=os.path.abspath(out / DONE), delete_checkpoint_on_success=False
     )
-    columns = [name for name in manifest.columns if name != "bytes" or "path" not in manifest.columns]
     with ray.data.DataContext.current(context), bar_of(counter, before, len(manifest.ids), progress):
         # Small blocks: a block is a file of results, written whole, and what Ray's checkpoint counts.
-        rows = ray.data.read_parquet(os.path.abspath(manifest.path)).select_columns(columns)
+        rows = ray.data.read_parquet(os.path.abspath(manifest.path)).select_columns(list(manifest.columns))
         rows = rows.repartition(target_num_rows_per_block=rows_per_file)
         results = rows.map_batches(
             Worker,
@@ -242,8 +258,17 @@ def _run(
         try:
             results.write_parquet(os.path.abspath(out / RESULTS))
         except RayError as error:
-            failure: Any = ray.get(counter.failure.remote())
-            reason = failure or " ".join(str(error).split())
             raise CorpusError(
-                f"An actor failed: {reason.rstrip('.'):.500}. What is in {out} stays, and the same call goes on."
+                f"An actor failed: {_reason(error, counter)}. What is in {out} stays, and the same call goes on."
             ) from error
+
+
+def _reason(error: Exception, counter: Any) -> str:
+    """Return why a run failed: what an actor has said of itself, or else what Ray says."""
+    import ray
+    from ray.exceptions import RayError
+
+    said: Any = None
+    with contextlib.suppress(RayError):  # the counter may be gone too
+        said = ray.get(counter.failure.remote(), timeout=10)
+    return " ".join(str(said or getattr(error, "cause", None) or error).split()).rstrip(".")[:500]

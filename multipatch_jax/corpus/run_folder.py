@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ def locked_folder(out: Path) -> Iterator[None]:
     """
     import fcntl
 
+    new = not out.exists()
     try:
         out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -53,7 +55,12 @@ def locked_folder(out: Path) -> Iterator[None]:
             raise ValueError(
                 f"Another process writes into {out}: wait for its end, or choose another folder."
             ) from None
-        yield
+        try:
+            yield
+        except BaseException:
+            if new and not (out / RUN).exists():
+                shutil.rmtree(out, ignore_errors=True)
+            raise
 
 
 def claim_folder(out: Path, job: Job, manifest: Manifest, weights: str) -> None:
@@ -77,6 +84,22 @@ def claim_folder(out: Path, job: Job, manifest: Manifest, weights: str) -> None:
     if changed:
         said = ", ".join(f"{name} was {_short(there.get(name))} and is {_short(mine[name])}" for name in changed)
         raise ValueError(f"{out} holds the results of another run ({said}): choose another folder.")
+
+
+def claim_device(out: Path, kind: str) -> None:
+    """Write which kind of device computes, or compare it with the kind that began the run.
+
+    Raises:
+      ValueError: it is another. The dtype and the last bits of the results may depend on it.
+    """
+    there = read_json(out / RUN)
+    if there.setdefault("device", kind) != kind:
+        raise ValueError(
+            f"The run in {out} was begun on a {there['device']}, and a {kind} may give other results: go on on a "
+            f"{there['device']}, or choose another folder."
+        )
+    with replace_file(out / RUN) as file:
+        write_json(file, there)
 
 
 def _short(value: Any) -> str:
