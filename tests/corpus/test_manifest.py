@@ -160,14 +160,15 @@ def test_sources_are_paths_bytes_or_errors_in_order(tmp_path):
     rows = [
         {"path": "a.png"},
         {"path": None, "bytes": b"x"},
+        {"path": "a.png", "bytes": b"y"},
         {"path": None},
         {"path": f"file://{tmp_path}/a.png"},
         {"path": "gone://bucket/a.png"},
         *({"path": f"{index}.png"} for index in range(40)),
     ]
     found = list(read_sources(rows, str(tmp_path)))
-    assert found[:2] == [str(tmp_path / "a.png"), b"x"]
-    assert "neither a path nor bytes" in str(found[2])
-    assert found[3] == png(0)
-    assert isinstance(found[4], Exception)
-    assert found[5:] == [str(tmp_path / f"{index}.png") for index in range(40)]
+    assert found[:3] == [str(tmp_path / "a.png"), b"x", b"y"]
+    assert "neither a path nor bytes" in str(found[3])
+    assert found[4] == png(0)
+    assert isinstance(found[5], Exception)
+    assert found[6:] == [str(tmp_path / f"{index}.png") for index in range(40)]

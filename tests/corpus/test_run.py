@@ -16,7 +16,7 @@ from examples.reader import pages
 from multipatch_jax.corpus.encoding import load_pooled, load_tokens
 from multipatch_jax.corpus.job import Job
 from multipatch_jax.corpus.manifest import make_manifest, read_manifest
-from multipatch_jax.corpus.run_folder import claim_folder, digest_of
+from multipatch_jax.corpus.run_folder import claim_device, claim_folder, digest_of
 from tests.helpers.processes import run_python
 
 NUMBERS = [("27", "4", "813"), ("905",), ("6", "31"), ("4482",)]
@@ -140,6 +140,21 @@ def test_a_model_without_a_language_model_cannot_answer(folder, tmp_path):
         run(folder, tmp_path, model=tmp_path / "tower", task="ask", prompt="What?")
 
 
+def test_a_folder_without_the_decoder_cannot_answer(folder, tmp_path):
+    config, params = mp.from_pretrained("reader")
+    mp.save_pretrained(tmp_path / "tower", config, params)
+    with pytest.raises(ValueError, match="lacks embeddings, text: convert the model again"):
+        run(folder, tmp_path, model=tmp_path / "tower", task="ask", prompt="What?")
+
+
+@pytest.mark.parametrize("source", ["nothing", "empty"])
+def test_a_source_without_images_leaves_no_folder(tmp_path, source):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises((ValueError, FileNotFoundError), match=str(tmp_path / source)):
+        run(tmp_path / source, tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_with_other_files_is_not_written_into(folder, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/thesis.tex").write_text("dear")
@@ -176,3 +191,8 @@ def test_other_weights_of_the_same_shapes_are_another_run(folder, tmp_path):
     with pytest.raises(ValueError, match="another run \\(weights was"):
         claim_folder(tmp_path / "out", job, manifest, digest_of(tmp_path / "second", False))
     assert json.loads((tmp_path / "out/run.json").read_text())["images"] == 5
+    claim_device(tmp_path / "out", "gpu")
+    claim_device(tmp_path / "out", "gpu")
+    with pytest.raises(ValueError, match="begun on a gpu, and a cpu may give other results"):
+        claim_device(tmp_path / "out", "cpu")
+    claim_folder(tmp_path / "out", job, manifest, digest_of(tmp_path / "first", False))
