@@ -8,9 +8,13 @@ from typing import Any
 
 SPARE = 6  # Ray's CPUs beside those of the actors, for reading and writing: with few, a run that goes on never starts
 
-# Of a Ray that is started here. Its log monitor would look at all files ten times a second, which takes a tenth of a
+# Of a Ray that is started here. Its log monitor would list all log files ten times a second, which takes a tenth of a
 # core, to send this process lines that it does not show (`log_to_driver`).
-SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "LOG_NAME_UPDATE_INTERVAL_S": "1e9"}
+SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",
+    "LOG_NAME_UPDATE_INTERVAL_S": "1e9",
+}
 
 
 @contextlib.contextmanager
