@@ -114,6 +114,15 @@ def test_the_guide_to_training_runs(run, photo):
     assert np.isfinite(names["metrics"]["loss"])
 
 
+def test_the_guide_to_extending_runs(run):
+    try:
+        names = run("docs/extending.md")
+    finally:
+        mp.nn.CONNECTORS.pop("mean", None)
+    assert names["tokens"].shape == (52, 48)
+    assert names["params"]["connector"]["proj"]["kernel"].shape == (96, 48)
+
+
 def test_the_guide_to_exports_runs(run, tmp_path):
     names = run("docs/export.md")
     assert names["tokens"].shape == (13, 4, 48)

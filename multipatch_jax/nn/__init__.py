@@ -9,7 +9,7 @@ turns input embeddings into logits. A retriever has a head of its own. Attention
 from multipatch_jax.nn.attention import KERNELS, rows_suit_cublas
 from multipatch_jax.nn.compute import Compute, resolve_compute
 from multipatch_jax.nn.connector import Idefics3Connector, pixel_unshuffle
-from multipatch_jax.nn.connectors import CONNECTORS, connector_of
+from multipatch_jax.nn.connectors import CONNECTORS, ConnectorKind, connector_of
 from multipatch_jax.nn.encoders import ENCODERS
 from multipatch_jax.nn.kv_cache import KVCache, init_cache, split_layers
 from multipatch_jax.nn.llama import LlamaModel, logits
@@ -24,6 +24,7 @@ __all__ = [
     "ENCODERS",
     "KERNELS",
     "Compute",
+    "ConnectorKind",
     "Idefics3Connector",
     "KVCache",
     "LlamaModel",
