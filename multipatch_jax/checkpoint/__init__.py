@@ -11,6 +11,7 @@ from multipatch_jax.checkpoint.pretrained import (
     export_hf,
     find_folder,
     from_pretrained,
+    needed_files,
     read_config,
     save_pretrained,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "from_pretrained",
     "is_saved",
     "local_folder",
+    "needed_files",
     "own_subtrees",
     "read_config",
     "read_hf_config",

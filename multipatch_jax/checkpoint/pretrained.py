@@ -117,6 +117,15 @@ def find_folder(
     return folder
 
 
+def needed_files(folder: Path, parts: Iterable[str]) -> list[Path]:
+    """Return the files of a folder in either layout that a model's config, `parts` and processor are read from."""
+    sides = [folder / name for name in SIDE_FILES if (folder / name).is_file()]
+    if is_saved(folder):
+        return sorted({*sides, *(file for file in folder.rglob("*") if file.is_file())})
+    shards = hf_folder.needed_shards(folder, read_config(folder), parts)
+    return sorted({folder / "config.json", *sides, *(shards or folder.glob("*.safetensors"))})
+
+
 def read_config(folder: Path, ignore_keys: Collection[str] = ()) -> ModelConfig:
     """Read the config of a folder in either layout, ours or Hugging Face's, without reading weights.
 

@@ -41,7 +41,7 @@ def load_answers(job: Job) -> Loaded:
             return [error] if len(images) == 1 else [ask([image])[0] for image in images]
         return [{"answer": x.text, "finish_reason": x.finish_reason, "num_tokens": len(x.ids)} for x in answers]
 
-    def answer(sources: Iterable[Source | Exception]) -> Iterator[dict[str, Any] | Exception]:
+    def answer(sources: Iterable[Source]) -> Iterator[dict[str, Any] | Exception]:
         waiting: list[np.ndarray | Exception] = []
         for image in map_ahead(_load, sources):
             waiting.append(image)
@@ -53,7 +53,7 @@ def load_answers(job: Job) -> Loaded:
     return Loaded(FIELDS, answer, lambda found: found["num_tokens"])
 
 
-def _load(source: Source | Exception) -> np.ndarray:
+def _load(source: Source) -> np.ndarray:
     if isinstance(source, Exception):
         raise source
     return load_image(source)

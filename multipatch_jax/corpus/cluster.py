@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-SPARE = 6  # Ray's CPUs beside those of the actors, for reading and writing: with few, a run that goes on never starts
+SPARE = 6  # Ray's CPUs beside the actors', to read, filter and write: with fewer, a resumed run may wait for ever
 
 # Of a Ray that is started here. Its log monitor would list all log files ten times a second, which takes a tenth of a
 # core, to send this process lines that it does not show (`log_to_driver`).
@@ -32,6 +32,8 @@ def ray_session(address: str | None, actors: int | None) -> Iterator[str | None]
     import ray.data
 
     if ray.is_initialized():
+        if address is not None:
+            raise ValueError(f"Ray runs already, so it is not connected to {address!r}: call ray.shutdown() first.")
         yield None
         return
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what fails is our error to report, in one line

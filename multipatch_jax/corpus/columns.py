@@ -32,7 +32,7 @@ def results_table(
     Args:
       rows: of the manifest, of which `id` and the columns of `CARRIED` are kept.
       errors: for each row, what is wrong with its image, or None.
-      values: for each row without an error, a dict with a value for each field; of the others nothing is read.
+      values: for each row, a dict with a value for each field; values of rows with an error are ignored.
       fields: of the columns that the task adds.
     """
     schema = [pa.field("id", pa.int64(), nullable=False)]

@@ -67,10 +67,10 @@ def _load(
     dtype = job.token_dtype or ("float32" if job.task == "pooled" else str(computed))
     fields = make_fields(config.connector.text_hidden_size, dtype)
 
-    def answer(sources: Iterable[Source | Exception]) -> Iterator[dict[str, Any] | Exception]:
+    def answer(sources: Iterable[Source]) -> Iterator[dict[str, Any] | Exception]:
         errors: dict[int, Exception] = {}
 
-        def images() -> Iterator[Source]:
+        def images() -> Iterator[bytes]:
             for index, source in enumerate(sources):
                 if isinstance(source, Exception):
                     errors[index] = source

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import pyarrow as pa
 
-Source = str | bytes  # of an image: a path of this machine, or the bytes of a file
-Answers = Callable[[Iterable[Source | Exception]], Iterator[dict[str, Any] | Exception]]
+Source = bytes | Exception  # the file of an image, or why it cannot be read
+Answers = Callable[[Iterable[Source]], Iterator[dict[str, Any] | Exception]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +48,8 @@ class Loaded:
 
     Attributes:
       fields: of the columns that the task adds to the results.
-      answer: takes the images of some rows, some of which may be errors of reading them already. It yields for each, in
-        order, a dict with a value for each field, or the error of an image that cannot be used.
+      answer: takes the sources of some rows. It yields for each, in order, a dict with a value for each field, or the
+        error of an image that cannot be used.
       count: takes such a dict and returns the number of tokens in it, for the progress bar.
     """
 

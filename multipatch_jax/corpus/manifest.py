@@ -46,13 +46,15 @@ class Manifest:
 
     Attributes:
       path: the Parquet file, or a folder of Parquet files.
+      files: the Parquet files, in the order of their names.
       base: the folder that relative paths start from.
       columns: those of `COLUMNS` that it has.
       ids: of all rows, sorted.
-      digest: SHA-256 of the rows; in place of their `bytes`, of the sizes of the files.
+      digest: SHA-256 of the rows; in place of the column `bytes`, of the sizes of the Parquet files.
     """
 
     path: Path
+    files: tuple[str, ...]
     base: str
     columns: tuple[str, ...]
     ids: np.ndarray
@@ -61,7 +63,7 @@ class Manifest:
 
 def is_manifest(source: Path) -> bool:
     """Return whether a path is a Parquet file, or a folder that holds some."""
-    return source.suffix == ".parquet" or (source.is_dir() and any(source.glob("*.parquet")))
+    return source.suffix == ".parquet" or (source.is_dir() and bool(_parquet_files(source)))
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -75,7 +77,7 @@ def read_manifest(path: Path) -> Manifest:
     if not path.exists():
         raise FileNotFoundError(f"There is no manifest {path}.")
     try:
-        files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+        files = _parquet_files(path) if path.is_dir() else [path]
         table = dataset.dataset([str(file) for file in files], format="parquet")
         columns = _check_columns(path, table.schema)
         # Images within the manifest are not read to compare them: the sizes of its files stand for them.
@@ -96,7 +98,14 @@ def read_manifest(path: Path) -> Manifest:
     if len(twice):
         raise ValueError(f"{path} must have a different id in each row, got {twice[0]} more than once.")
     base = path if path.is_dir() else path.parent
-    return Manifest(path, os.path.abspath(base), columns, ordered, digest.hexdigest())
+    return Manifest(
+        path, tuple(map(os.path.abspath, files)), os.path.abspath(base), columns, ordered, digest.hexdigest()
+    )
+
+
+def _parquet_files(folder: Path) -> list[Path]:
+    """Return the Parquet files of a folder that are not hidden, as Spark and Ray have it: by a "." or "_"."""
+    return sorted(file for file in folder.glob("*.parquet") if not file.name.startswith((".", "_")))
 
 
 def _check_columns(path: Path, schema: pa.Schema) -> tuple[str, ...]:
@@ -106,12 +115,16 @@ def _check_columns(path: Path, schema: pa.Schema) -> tuple[str, ...]:
         raise ValueError(
             f"{path} must have a column of integers `id`, and `path` or `bytes`, got the columns {schema.names}."
         )
-    kinds = {pa.int64(): pa.types.is_integer, pa.string(): _is_text, pa.binary(): _is_binary}
+    kinds = {pa.int64(): _is_int64, pa.string(): _is_text, pa.binary(): _is_binary}
     for name in found:
         kind = schema.field(name).type
         if not kinds[COLUMNS[name]](kind):
             raise ValueError(f"The column `{name}` of {path} must be {COLUMNS[name]}, got {kind}.")
     return found
+
+
+def _is_int64(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) and kind != pa.uint64()
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -143,14 +156,13 @@ def make_manifest(source: str | Path, path: str | Path, *, progress: bool = Fals
     source, path = Path(source), Path(path)
     if not source.exists():
         raise FileNotFoundError(f"There is no folder or tar file {source}.")
-    root = os.path.abspath(source)
-    files = list(_files(root)) if source.is_dir() else [root]
-    names = ("path", "member", "offset", "size") if any(file.endswith(TAR) for file in files) else ("path",)
+    has_tars = any(file.lower().endswith(TAR) for file in _files(source))
+    names = ("path", "member", "offset", "size") if has_tars else ("path",)
     schema = pa.schema([("id", pa.int64()), *((name, COLUMNS[name]) for name in names)])
     count = 0
     with replace_file(path) as file, parquet.ParquetWriter(file, schema) as writer:
         rows: list[dict[str, Any]] = []
-        for row in tqdm(_images(files), desc="manifest", unit=" images", disable=not progress):
+        for row in tqdm(_images(_files(source)), desc="manifest", unit=" images", disable=not progress):
             rows.append({"id": count, **dict(zip(names, row, strict=False))})
             count += 1
             if len(rows) == ROWS:
@@ -169,7 +181,7 @@ def _images(files: Iterable[str]) -> Iterator[tuple[str, str | None, int | None,
         name = file.lower()
         if name.endswith((".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")):
             raise ValueError(f"{file} must be a .tar that is not compressed, so that each image can be reached alone.")
-        if file.endswith(TAR):
+        if name.endswith(TAR):
             for member in _members(file):
                 if member.isfile() and member.name.lower().endswith(known):
                     yield file, member.name, member.offset_data, member.size
@@ -177,18 +189,35 @@ def _images(files: Iterable[str]) -> Iterator[tuple[str, str | None, int | None,
             yield file, None, None, None
 
 
-def _files(root: str) -> Iterator[str]:
-    """Yield the files in a folder and in those within it, sorted, without hidden ones."""
+def _files(source: Path) -> Iterator[str]:
+    """Yield a file itself, or the files in a folder and in those within it, sorted, without hidden ones.
+
+    Raises:
+      ValueError: a name is not UTF-8, which a Parquet file cannot hold.
+    """
+    root = os.path.abspath(source)
+    if not os.path.isdir(root):
+        yield root
     for folder, folders, files in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
-            if not name.startswith("."):
-                yield os.path.join(folder, name)
+            if name.startswith("."):
+                continue
+            try:
+                name.encode()
+            except UnicodeEncodeError:
+                raise ValueError(f"The names of files must be UTF-8, got {name!r} in {folder!r}: rename it.") from None
+            yield os.path.join(folder, name)
 
 
 def _members(file: str) -> Iterator[tarfile.TarInfo]:
     try:
         with tarfile.open(file, "r:") as tar:
             yield from tar
+            end = tar.offset
     except tarfile.TarError as error:
         raise ValueError(f"{file} is no tar file, or is damaged: {error}.") from None
+    with open(file, "rb") as stream:
+        stream.seek(end)
+        if any(stream.read(tarfile.BLOCKSIZE)):  # `tarfile` takes a damaged header for the end
+            raise ValueError(f"{file} is damaged: there is no header of a member at byte {end}.")

@@ -28,9 +28,13 @@ class Counter:
         return self._failure
 
     def begin(self, first_id: int) -> int:
-        """Return how often the batch that starts with this id was begun, this time included."""
+        """Return how often the batch that starts with this id was begun and not ended, this time included."""
         self._tries[first_id] = self._tries.get(first_id, 0) + 1
         return self._tries[first_id]
+
+    def end(self, first_id: int) -> None:
+        """Forget a batch whose results are computed."""
+        self._tries.pop(first_id, None)
 
     def add(self, images: int, errors: int, tokens: int) -> None:
         """Count what an actor has done."""

@@ -13,9 +13,9 @@ from typing import Any, Literal
 import numpy as np
 
 from multipatch_jax.arguments import require_positive
-from multipatch_jax.checkpoint import find_folder, is_saved, read_config, saved_parts
+from multipatch_jax.checkpoint import find_folder, is_saved, local_folder, read_config, saved_parts
 from multipatch_jax.config import DTYPES, ModelConfig
-from multipatch_jax.corpus.asking import chat_about_an_image
+from multipatch_jax.corpus.asking import CALL, chat_about_an_image
 from multipatch_jax.corpus.cluster import ray_session, share_of_each
 from multipatch_jax.corpus.error import CorpusError
 from multipatch_jax.corpus.job import Job
@@ -32,6 +32,7 @@ from multipatch_jax.corpus.run_folder import (
     digest_of,
     ids_in,
     locked_folder,
+    recover,
 )
 from multipatch_jax.corpus.tasks import TASKS
 from multipatch_jax.corpus.worker import Worker
@@ -40,7 +41,8 @@ from multipatch_jax.generate import settings_of_chats
 from multipatch_jax.image import MAX_IMAGE_SIZE
 from multipatch_jax.text import Processor
 
-BATCH = 64  # rows that an actor is given at a time
+BATCH = 64  # rows that an actor is given at a time, unless its generator answers more
+FILTER_MEMORY = 2**26  # bytes that Ray keeps for the ids that are done; it takes more where they need it
 LEAST_LENGTH = 2048  # columns of the generator's cache
 
 
@@ -83,8 +85,8 @@ def run(
 ) -> Summary:
     """Compute tokens or answers for every image of a corpus, and write them as Parquet (extra `corpus`).
 
-    The same call goes on where an earlier one was stopped, by whatever: files of results are written whole, and each id
-    comes out once. An image that cannot be used has its reason in the column `error`, and stops nothing.
+    The same call goes on where an earlier one was stopped, by whatever, and each id comes out once. An image that
+    cannot be used has its reason in the column `error`, and stops nothing.
 
         mp.corpus.run("photos", "tokens", model="HuggingFaceTB/SmolVLM-256M-Instruct", token_dtype="float16")
 
@@ -108,7 +110,7 @@ def run(
         and float32 for "pooled".
       batch_size: tiles in flight on a device, or for "ask" chats at a time; None chooses.
       actors: processes with a model each; None is one for each GPU or TPU host, or one on a CPU.
-      rows_per_file: rows of a file of results, which is what a kill costs an actor at most; None chooses by task.
+      rows_per_file: most rows of a file of results. A kill loses the files that are not written. None chooses by task.
       address: of a Ray cluster; None starts Ray on this machine.
       progress: whether to show a bar with images/s, tokens/s and the time left.
       say: called with lines about where files are; None says nothing.
@@ -116,13 +118,14 @@ def run(
     Raises:
       FileNotFoundError: the source or the model does not exist.
       ValueError: an argument does not fit, the manifest is wrong, the model cannot do the task, or `out` holds the
-        results of another run. Nothing is written then.
+        results of another run. Nothing is written then; a new folder is deleted again.
       CorpusError: an actor failed, for example without memory. What was written stays.
     """
     started = time.monotonic()
     source, out = require_path("source", source), require_path("out", out, "the folder of a run")
     job, folder = _check(model, task, prompt, settings, revision, dtype, token_dtype, batch_size)
-    rows_per_file = require_positive("rows_per_file", rows_per_file or TASKS[task].rows_per_file, "rows")
+    if rows_per_file is not None:
+        rows_per_file = require_positive("rows_per_file", rows_per_file, "rows", or_none=True)
     if actors is not None:
         actors = require_positive("actors", actors, "processes", or_none=True)
     say = say or (lambda line: None)
@@ -132,13 +135,18 @@ def run(
     with locked_folder(out):
         if manifest is None:
             manifest = _made_manifest(source, out, progress)
-        claim_folder(out, job, manifest, digest_of(folder, progress))
+        claim_folder(out, job, manifest, digest_of(folder, TASKS[task].parts, progress))
         before = len(ids_in(out / DONE))
+        if rows_per_file is None:  # a block of images within the manifest would be large
+            rows_per_file = (
+                min(TASKS[task].rows_per_file, BATCH) if "bytes" in manifest.columns else TASKS[task].rows_per_file
+            )
         if before < len(manifest.ids):
             with ray_session(address, actors) as files:
                 if files:
                     say(f"Ray's own files are in {files}")
                 _run(job, manifest, out, before, rows_per_file, actors, progress)
+        recover(out)  # an actor of an earlier run may have written meanwhile
         check_complete(out, manifest)
         seconds = time.monotonic() - started
         return Summary(len(manifest.ids), count_errors(out), before, seconds, out / RESULTS)
@@ -171,6 +179,8 @@ def _check(
     config = read_config(folder)
     _require_model(folder, config, task)
     name = str(model) if not Path(model).is_dir() else os.path.abspath(model)
+    if local_folder(model) is None:
+        revision = folder.name  # the commit, which every actor is to load
     job = Job(name, task, revision, dtype, token_dtype, prompt, dict(settings or {}), batch_size=batch_size)
     if prompt is not None:
         length = _longest_prompt(folder, config, prompt) + _most_new_tokens(job.settings)
@@ -236,21 +246,23 @@ def _run(
 
     kind, number, share = share_of_each(actors, whole_host=not TASKS[job.task].asks)
     claim_device(out, kind)
-    remote: Any = ray.remote(num_cpus=0)(Counter)
+    remote: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Counter)
     counter = remote.remote()
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = context.print_on_execution_start = False
-    context.checkpoint_config = CheckpointConfig(
+    done = CheckpointConfig(
         id_column="id", checkpoint_path=os.path.abspath(out / DONE), delete_checkpoint_on_success=False
     )
+    done.checkpoint_actor_memory_bytes = FILTER_MEMORY
+    context.checkpoint_config = done
     with ray.data.DataContext.current(context), bar_of(counter, before, len(manifest.ids), progress):
         # Small blocks: a block is a file of results, written whole, and what Ray's checkpoint counts.
-        rows = ray.data.read_parquet(os.path.abspath(manifest.path)).select_columns(list(manifest.columns))
+        rows = ray.data.read_parquet(list(manifest.files)).select_columns(list(manifest.columns))
         rows = rows.repartition(target_num_rows_per_block=rows_per_file)
         results = rows.map_batches(
             Worker,
-            fn_constructor_args=(job, manifest.base, counter),
-            batch_size=min(BATCH, rows_per_file),
+            fn_constructor_args=(job, manifest.base, kind, counter),
+            batch_size=min(max(BATCH, CALL * (job.batch_size or 1)) if job.prompt else BATCH, rows_per_file),
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=number),
             **share,

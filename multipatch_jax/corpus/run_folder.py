@@ -12,8 +12,9 @@ import contextlib
 import dataclasses
 import hashlib
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,15 @@ import numpy as np
 from pyarrow import dataset
 from tqdm import tqdm
 
+from multipatch_jax.checkpoint import needed_files
 from multipatch_jax.corpus.error import CorpusError
 from multipatch_jax.corpus.job import Job
 from multipatch_jax.corpus.manifest import Manifest
 from multipatch_jax.files import read_json, replace_file, write_json
 
 RUN, RESULTS, DONE, MADE = "run.json", "results", "done", "manifest.parquet"
+OF_RAY = re.compile(r"(.+_\d{6})-\d+\.parquet")  # a file of results
+PENDING, MAGIC = ".pending", b"PAR1"
 # What may change between a run that was stopped and the one that goes on; weights are compared, not their place.
 MAY_CHANGE = ("model", "revision", "batch_size")
 
@@ -46,8 +50,6 @@ def locked_folder(out: Path) -> Iterator[None]:
         out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise FileExistsError(f"{out} is a file, or is within one: give the folder of a run, or a new one.") from None
-    if not (out / RUN).exists() and {path.name for path in out.iterdir()} - {".lock", MADE}:
-        raise FileExistsError(f"{out} holds other files and no {RUN}: give the folder of a run, or a new one.")
     with (out / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -55,12 +57,49 @@ def locked_folder(out: Path) -> Iterator[None]:
             raise ValueError(
                 f"Another process writes into {out}: wait for its end, or choose another folder."
             ) from None
+        # A process that was killed may have left hidden files.
+        others = {path.name for path in out.iterdir() if not path.name.startswith(".")} - {MADE}
+        if others and not (out / RUN).exists():
+            (out / ".lock").unlink()
+            raise FileExistsError(f"{out} holds other files and no {RUN}: give the folder of a run, or a new one.")
         try:
+            recover(out)
             yield
         except BaseException:
-            if new and not (out / RUN).exists():
+            if new and not any((out / DONE).glob("*.parquet")):
                 shutil.rmtree(out, ignore_errors=True)
             raise
+
+
+def recover(out: Path) -> None:
+    """Delete what a killed process, or a power cut, has left of results that are not whole, and of a manifest.
+
+    Ray writes `done/NAME.pending.parquet`, then `results/NAME-0.parquet`, and then renames the first to
+    `done/NAME.parquet`. What is not so far, or is cut off, is deleted, so that its images are done again.
+    """
+    for folder in out.glob(".manifest-*"):
+        shutil.rmtree(folder, ignore_errors=True)
+    results: dict[str, list[Path]] = {}
+    for file in (out / RESULTS).glob("*.parquet"):
+        if written := OF_RAY.fullmatch(file.name):
+            results.setdefault(written[1], []).append(file)
+    done = {file.name.removesuffix(".parquet"): file for file in (out / DONE).glob("*.parquet")}
+    pending = {name.removesuffix(PENDING) for name in done if name.endswith(PENDING)}
+    for name in {*results, *done, *pending}:
+        files = [done.get(name), *results.get(name, ())]
+        is_whole = len(files) > 1 and all(file is not None and _is_whole(file) for file in files)
+        if name.endswith(PENDING) or name in pending or not is_whole:
+            for file in files:
+                if file is not None:
+                    file.unlink(missing_ok=True)
+
+
+def _is_whole(file: Path) -> bool:
+    """Return whether a Parquet file has its end."""
+    with file.open("rb") as stream:
+        stream.seek(0, os.SEEK_END)
+        stream.seek(max(stream.tell() - len(MAGIC), 0))
+        return stream.read() == MAGIC
 
 
 def claim_folder(out: Path, job: Job, manifest: Manifest, weights: str) -> None:
@@ -106,9 +145,9 @@ def _short(value: Any) -> str:
     return repr(value)[:40]
 
 
-def digest_of(folder: Path, progress: bool) -> str:
-    """Return the SHA-256 of all files of a model's folder, with their names."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+def digest_of(folder: Path, parts: Iterable[str], progress: bool) -> str:
+    """Return the SHA-256 of the files that a model's parts are read from, with their names."""
+    files = needed_files(folder, parts)
     digest = hashlib.sha256()
     total = sum(path.stat().st_size for path in files)
     with tqdm(total=total, desc="checking the model", unit="B", unit_scale=True, disable=not progress) as bar:
@@ -123,8 +162,7 @@ def digest_of(folder: Path, progress: bool) -> str:
 def ids_in(folder: Path) -> np.ndarray:
     """Return the ids in the Parquet files of a folder, sorted.
 
-    While a run goes on, and after a kill, only those of `DONE` are whole. A file of `RESULTS` may be half written; Ray
-    deletes it when the run goes on.
+    While a run goes on, only those of `DONE` are whole. A file of `RESULTS` may be half written.
     """
     files = sorted(folder.glob("*.parquet"))
     if not files:
@@ -138,13 +176,15 @@ def check_complete(out: Path, manifest: Manifest) -> None:
     found = ids_in(out / RESULTS)
     if np.array_equal(found, manifest.ids):
         return
-    twice = found[1:][found[1:] == found[:-1]]
-    missing = np.setdiff1d(manifest.ids, found)
-    said = f"{len(missing)} ids are missing" if len(missing) else f"{len(twice)} ids are there twice"
-    first = missing[0] if len(missing) else twice[0]
+    wrong = {
+        "are missing": np.setdiff1d(manifest.ids, found),
+        "are not in the manifest": np.setdiff1d(found, manifest.ids),
+        "are there twice": found[1:][found[1:] == found[:-1]],
+    }
+    said = "; ".join(f"{len(ids)} ids {what}, the first is {ids[0]}" for what, ids in wrong.items() if len(ids))
     raise CorpusError(
-        f"{os.path.join(out, RESULTS)} must have each id of the manifest once, and {said}, the first is {first}: were "
-        f"files moved or deleted? Begin again in another folder."
+        f"{out / RESULTS} must have each id of the manifest once, and {said}: take files away that the run has not "
+        f"written, and give the same command again, which does missing ones again."
     )
 
 

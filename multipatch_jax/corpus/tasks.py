@@ -20,7 +20,7 @@ class Task:
       load: prepares the task in an actor.
       parts: of the checkpoint that it reads.
       asks: whether it needs a prompt, a processor and a language model.
-      rows_per_file: how many rows a file of results has, unless the user says; after a kill, as many are done again.
+      rows_per_file: most rows of a file of results, unless the user says.
     """
 
     load: Callable[[Job], Loaded]

@@ -1,9 +1,11 @@
 """An actor: it loads the model once, and answers the batches of rows that Ray Data gives it."""
 
+import contextlib
 import os
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import pyarrow as pa
 
 from multipatch_jax.corpus.columns import results_table
@@ -11,24 +13,30 @@ from multipatch_jax.corpus.job import Job
 from multipatch_jax.corpus.source import read_sources
 from multipatch_jax.corpus.tasks import TASKS
 
-TRIES = 4  # of a batch: Ray starts an actor that died again, and without end
+TRIES = 4  # of a batch: Ray restarts a dead actor without limit
 PART = 16  # rows whose results are held as NumPy arrays, before they become a table
 
 
 class Worker:
     """What Ray Data runs as an actor: a function of a batch of rows of the manifest, with a model loaded before."""
 
-    def __init__(self, job: Job, base: str, counter: Any):
+    def __init__(self, job: Job, base: str, device: str, counter: Any):
         """Load the model and compile its programs.
 
         Args:
           job: what is computed.
           base: the folder that relative paths of the manifest start from.
+          device: "cpu", "gpu" or "tpu": what Ray gives this actor, and JAX must compute on.
           counter: the actor that counts for the progress bar (`progress.Counter`).
         """
         self._base, self._counter = base, counter
         self._failure: Exception | None = None
         try:
+            if jax.default_backend() != device:
+                raise ValueError(
+                    f"Ray gives this actor a {device}, and JAX computes on a {jax.default_backend()}: install JAX for "
+                    f"it, or hide it from Ray (CUDA_VISIBLE_DEVICES='' hides GPUs)"
+                )
             self._loaded = TASKS[job.task].load(job)
         except Exception as error:  # raised by the first batch: Ray prints pages about what is raised here
             self._failure = error
@@ -36,11 +44,13 @@ class Worker:
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         """Yield the results of a batch, some rows at a time and in order."""
         import ray
+        from ray.exceptions import RayError
 
         try:
             yield from self._results(batch.to_pylist())
         except Exception as error:
-            ray.get(self._counter.fail.remote(_reason(error)))
+            with contextlib.suppress(RayError):  # the first error is the one to raise
+                ray.get(self._counter.fail.remote(_reason(error)))
             raise
 
     def _results(self, rows: list[dict[str, Any]]) -> Iterator[pa.Table]:
@@ -62,6 +72,7 @@ class Worker:
             yield results_table(part, errors, found, self._loaded.fields)
             tokens = sum(self._loaded.count(one) for one in found if not isinstance(one, Exception))
             self._counter.add.remote(len(part), sum(error is not None for error in errors), tokens)
+        self._counter.end.remote(rows[0]["id"])
 
 
 def _reason(error: Exception) -> str:

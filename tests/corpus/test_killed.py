@@ -12,17 +12,17 @@ import pytest
 from pyarrow import parquet
 
 import multipatch_jax as mp
-from multipatch_jax.corpus.run_folder import ids_in
+from multipatch_jax.corpus.run_folder import ids_in, recover
 from tests.helpers.corpora import BROKEN, make_corpus
 from tests.helpers.killing import actors_of, kill_run, resident_bytes
-from tests.helpers.processes import start_python
+from tests.helpers.processes import FOR_RAY, start_python
 
 REASONS = ("is empty", "no image that Pillow knows", "decompression bomb")
 
 
 def start(manifest, out, *options):
     command = ["-m", "multipatch_jax", "corpus", manifest, out, "--model", "reader", "--task", "tokens", *options]
-    return start_python(*command, changes={"JAX_PLATFORMS": "cpu"})
+    return start_python(*command, changes=FOR_RAY)
 
 
 def done(out):
@@ -84,7 +84,9 @@ def test_ten_thousand_images_and_three_kills(tmp_path):
     out, chance = tmp_path / "out", np.random.default_rng()
     for _ in range(3):
         kill_after(start(tmp_path / "m.parquet", out, "--actors", 2), out, int(chance.integers(1, 25)))
+    recover(out)
     before = len(ids_in(out / "done"))
+    assert before == len(ids_in(out / "results"))
     samples: list[tuple[int, float]] = []
     over = threading.Event()
 
@@ -96,13 +98,13 @@ def test_ten_thousand_images_and_three_kills(tmp_path):
             samples.append((sum(map(resident_bytes, actors_of(os.getpid()))), used))
 
     ray.init(address="local", num_cpus=10, include_dashboard=False, log_to_driver=False)
+    thread = threading.Thread(target=sample)
     try:
-        thread = threading.Thread(target=sample)
         thread.start()
         summary = mp.corpus.run(tmp_path / "m.parquet", out, model="reader", task="tokens", actors=2)
+    finally:
         over.set()
         thread.join()
-    finally:
         ray.shutdown()
     assert (summary.images, summary.errors, summary.before) == (10_000, 200, before)
     assert before > 0

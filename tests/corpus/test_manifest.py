@@ -1,8 +1,9 @@
 """Manifests: made from folders and tar files, and refused where they are wrong."""
 
+import errno
 import io
+import os
 import tarfile
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,7 @@ from PIL import Image
 from pyarrow import parquet
 
 import multipatch_jax as mp
+from multipatch_jax.corpus import source
 from multipatch_jax.corpus.manifest import read_manifest
 from multipatch_jax.corpus.source import read_sources
 
@@ -36,11 +38,7 @@ def rows_of(path):
 def contents(path):
     """What a manifest's rows lead to: the bytes of each image."""
     manifest = read_manifest(path)
-    found = []
-    for source in read_sources(rows_of(path), manifest.base):
-        assert not isinstance(source, Exception)
-        found.append(source if isinstance(source, bytes) else Path(source).read_bytes())
-    return found
+    return list(read_sources(rows_of(path), manifest.base))
 
 
 def test_a_folder_becomes_a_manifest_in_the_order_of_names(tmp_path):
@@ -83,7 +81,7 @@ def test_a_tar_file_that_was_cut_afterwards_is_an_error_of_its_image(tmp_path):
     assert "bytes too early" in str(second)
 
 
-@pytest.mark.parametrize("case", ["nothing", "empty", "compressed", "broken"])
+@pytest.mark.parametrize("case", ["nothing", "empty", "compressed", "broken", "damaged", "no UTF-8"])
 def test_a_source_without_images_is_refused_and_nothing_is_written(tmp_path, case):
     source, said = tmp_path / "in", {"nothing": "no folder", "empty": "got none"}.get(case, "")
     if case != "nothing":
@@ -94,6 +92,15 @@ def test_a_source_without_images_is_refused_and_nothing_is_written(tmp_path, cas
     if case == "broken":
         (source / "a.tar").write_bytes(b"nonsense" * 100)
         said = "damaged"
+    if case == "damaged":  # which `tarfile` takes for the end
+        write_tar(source / "a.tar", {"1.png": png(0), "2.png": png(1), "3.png": png(2)})
+        content = bytearray((source / "a.tar").read_bytes())
+        content[1024:1536] = b"\1" * 512
+        (source / "a.tar").write_bytes(content)
+        said = "no header of a member at byte 1024"
+    if case == "no UTF-8":
+        with open(os.fsencode(source) + b"/\xff.png", "wb"):
+            said = "must be UTF-8"
     with pytest.raises((ValueError, FileNotFoundError), match=said):
         mp.corpus.make_manifest(source, tmp_path / "m.parquet")
     assert {path.name for path in tmp_path.iterdir()} <= {"in"}
@@ -102,6 +109,7 @@ def test_a_source_without_images_is_refused_and_nothing_is_written(tmp_path, cas
 WRONG = {
     "no id": ({"path": ["a"]}, "must have a column of integers `id`"),
     "no image": ({"id": [1]}, "`path` or `bytes`"),
+    "unsigned ids": ({"id": pa.array([2**60 + 1], pa.uint64()), "path": ["a"]}, "must be int64, got uint64"),
     "text ids": ({"id": ["1"], "path": ["a"]}, "`id` of .* must be int64, got string"),
     "number paths": ({"id": [1], "path": [2]}, "`path` of .* must be string"),
     "text bytes": ({"id": [1], "bytes": ["a"]}, "`bytes` of .* must be binary"),
@@ -131,9 +139,11 @@ def test_a_folder_of_parquet_files_is_one_manifest(tmp_path):
     for index, ids in enumerate(([5, 1], [3])):
         table = pa.table({"id": pa.array(ids, pa.int32()), "path": ["x"] * len(ids), "caption": ["y"] * len(ids)})
         parquet.write_table(table, tmp_path / f"{index}.parquet")
+    (tmp_path / "_part.parquet").write_bytes(b"hidden, as Ray has it")
     manifest = read_manifest(tmp_path)
     assert manifest.ids.tolist() == [1, 3, 5]
     assert manifest.columns == ("id", "path")
+    assert manifest.files == tuple(str(tmp_path / f"{index}.parquet") for index in range(2))
     assert manifest.base == str(tmp_path)
 
 
@@ -155,20 +165,61 @@ def test_the_digest_tells_other_images_of_the_same_ids(tmp_path):
     assert len(digests) == 2
 
 
-def test_sources_are_paths_bytes_or_errors_in_order(tmp_path):
-    (tmp_path / "a.png").write_bytes(png(0))
+def test_sources_are_bytes_or_errors_in_order(tmp_path):
+    for index in range(40):
+        (tmp_path / f"{index}.png").write_bytes(bytes([index]))
+    (tmp_path / "with space & %20.png").write_bytes(b"z")
     rows = [
-        {"path": "a.png"},
+        {"path": "0.png"},
         {"path": None, "bytes": b"x"},
-        {"path": "a.png", "bytes": b"y"},
+        {"path": "gone.png", "bytes": b"y"},
         {"path": None},
-        {"path": f"file://{tmp_path}/a.png"},
+        {"path": "gone.png"},
+        {"path": ""},
+        {"path": str(tmp_path)},
+        {"path": "x" * 5000},
+        {"path": f"file://{tmp_path}/1.png"},
+        {"path": f"file://{tmp_path}/with space & %20.png"},
+        {"path": f"file://{tmp_path}/gone.png"},
         {"path": "gone://bucket/a.png"},
         *({"path": f"{index}.png"} for index in range(40)),
     ]
     found = list(read_sources(rows, str(tmp_path)))
-    assert found[:3] == [str(tmp_path / "a.png"), b"x", b"y"]
-    assert "neither a path nor bytes" in str(found[3])
-    assert found[4] == png(0)
-    assert isinstance(found[5], Exception)
-    assert found[6:] == [str(tmp_path / f"{index}.png") for index in range(40)]
+    assert found[:3] == [b"\0", b"x", b"y"]
+    assert [type(error) for error in found[3:8]] == [
+        ValueError,
+        FileNotFoundError,
+        ValueError,
+        IsADirectoryError,
+        OSError,
+    ]
+    assert found[8:10] == [b"\1", b"z"]
+    assert isinstance(found[10], FileNotFoundError)
+    assert isinstance(found[11], ValueError)
+    assert found[12:] == [bytes([index]) for index in range(40)]
+
+
+def test_what_may_pass_is_tried_again_and_then_ends_the_run(tmp_path, monkeypatch):
+    """Such as too many open files: no error of the image, which would then never be tried again."""
+    monkeypatch.setattr(source, "PAUSES", (0, 0))
+    (tmp_path / "a.png").write_bytes(b"x")
+    tries = []
+
+    def fail_at_first(number):
+        def read(row, base):
+            tries.append(row)
+            if len(tries) <= number:
+                raise OSError(errno.EMFILE, "Too many open files")
+            return b"x"
+
+        return read
+
+    for number, fails in ((2, False), (3, True)):
+        tries.clear()
+        monkeypatch.setattr(source, "_read", fail_at_first(number))
+        if fails:
+            with pytest.raises(source.Unreachable, match=r"a\.png cannot be read: .*Too many open files"):
+                list(read_sources([{"path": "a.png"}], str(tmp_path)))
+        else:
+            assert list(read_sources([{"path": "a.png"}], str(tmp_path))) == [b"x"]
+        assert len(tries) == 3

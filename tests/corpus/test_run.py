@@ -17,7 +17,9 @@ from multipatch_jax.corpus.encoding import load_pooled, load_tokens
 from multipatch_jax.corpus.job import Job
 from multipatch_jax.corpus.manifest import make_manifest, read_manifest
 from multipatch_jax.corpus.run_folder import claim_device, claim_folder, digest_of
-from tests.helpers.processes import run_python
+from tests.helpers.processes import FOR_RAY, run_python
+
+PARTS = ("vision", "connector")
 
 NUMBERS = [("27", "4", "813"), ("905",), ("6", "31"), ("4482",)]
 SIZES = [(900, 700), (300, 1600), (1600, 500), (640, 480)]
@@ -40,7 +42,7 @@ def folder(tmp_path):
 
 
 def corpus(*arguments):
-    return run_python("-m", "multipatch_jax", "corpus", *arguments, changes={"JAX_PLATFORMS": "cpu"})
+    return run_python("-m", "multipatch_jax", "corpus", *arguments, changes=FOR_RAY)
 
 
 def test_a_folder_of_pages_is_read(folder, tmp_path):
@@ -71,7 +73,8 @@ def test_a_folder_of_pages_is_read(folder, tmp_path):
 
 @pytest.mark.parametrize("token_dtype", [None, "float16", "bfloat16"])
 def test_tokens_and_their_mean_are_those_of_the_model(tiny, folder, token_dtype):
-    sources = [*(str(folder / f"{index}.png") for index in range(5)), ValueError("it could not be read")]
+    files = ((folder / f"{index}.png").read_bytes() for index in range(5))
+    sources: list[Any] = [*files, ValueError("it could not be read")]
     tokens = load_tokens(Job(str(tiny.folder), "tokens", token_dtype=token_dtype))
     pooled = load_pooled(Job(str(tiny.folder), "pooled", token_dtype=token_dtype))
     for index, (one, mean) in enumerate(zip(tokens.answer(sources), pooled.answer(sources), strict=True)):
@@ -99,7 +102,7 @@ def test_numbers_that_float16_cannot_hold_are_an_error_of_their_image(tiny, fold
     params["connector"]["modality_projection"]["proj"]["kernel"] = kernel * 1e6
     mp.save_pretrained(tmp_path / "large", tiny.config, params)
     loaded = load_tokens(Job(str(tmp_path / "large"), "tokens", token_dtype="float16"))
-    (error,) = loaded.answer([str(folder / "0.png")])
+    (error,) = loaded.answer([(folder / "0.png").read_bytes()])
     assert "store them as float32" in str(error)
 
 
@@ -120,6 +123,7 @@ REFUSED = {
     "token_dtype": ({"token_dtype": "float64"}, "token_dtype must be one of"),
     "actors": ({"actors": 0}, "actors must be a positive number"),
     "batch_size": ({"batch_size": 0}, "batch_size must be a positive number"),
+    "no rows": ({"rows_per_file": 0}, "rows_per_file must be a positive number"),
     "rows_per_file": ({"rows_per_file": -1}, "rows_per_file must be a positive number"),
     "model": ({"model": "no/such/folder/here"}, "no/such/folder/here"),
 }
@@ -186,13 +190,14 @@ def test_other_weights_of_the_same_shapes_are_another_run(folder, tmp_path):
     (tmp_path / "out").mkdir()
     make_manifest(folder, tmp_path / "m.parquet")
     manifest, job = read_manifest(tmp_path / "m.parquet"), Job("first", "tokens")
-    claim_folder(tmp_path / "out", job, manifest, digest_of(tmp_path / "first", False))
-    claim_folder(tmp_path / "out", Job("moved", "tokens", batch_size=4), manifest, digest_of(tmp_path / "first", False))
+    claim_folder(tmp_path / "out", job, manifest, digest_of(tmp_path / "first", PARTS, False))
+    moved = Job("moved", "tokens", batch_size=4)
+    claim_folder(tmp_path / "out", moved, manifest, digest_of(tmp_path / "first", PARTS, False))
     with pytest.raises(ValueError, match="another run \\(weights was"):
-        claim_folder(tmp_path / "out", job, manifest, digest_of(tmp_path / "second", False))
+        claim_folder(tmp_path / "out", job, manifest, digest_of(tmp_path / "second", PARTS, False))
     assert json.loads((tmp_path / "out/run.json").read_text())["images"] == 5
     claim_device(tmp_path / "out", "gpu")
     claim_device(tmp_path / "out", "gpu")
     with pytest.raises(ValueError, match="begun on a gpu, and a cpu may give other results"):
         claim_device(tmp_path / "out", "cpu")
-    claim_folder(tmp_path / "out", job, manifest, digest_of(tmp_path / "first", False))
+    claim_folder(tmp_path / "out", job, manifest, digest_of(tmp_path / "first", PARTS, False))

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from tests.helpers.project import ROOT
 
+# Ray gives its actors a low priority, and on a busy machine they would hardly run beside other tests.
+FOR_RAY = {"JAX_PLATFORMS": "cpu", "RAY_worker_niceness": "0"}
+
 
 def environment(changes: dict[str, str] | None = None) -> dict[str, str]:
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
