@@ -70,7 +70,7 @@ def global_batch(step: int, *, seed: int, config: mp.ModelConfig, processor: mp.
     """Return a batch of pages of any shape, of which only the global tile is shown."""
     rng = np.random.default_rng((seed, step, 4))
     config = dataclasses.replace(config, tiling=dataclasses.replace(config.tiling, do_image_splitting=False))
-    sides = [rng.choice(SHAPES) for _ in range(64)]
+    sides = [np.asarray(rng.choice(SHAPES)) for _ in range(64)]
     chats = [random_chat(rng, int(rows), int(cols), FEW) for rows, cols in sides]
     return mp.train.chat_batch(chats, config=config, processor=processor, length=104, num_tiles=1)
 

@@ -53,7 +53,7 @@ def test_wrong_usage_exits_with_2_and_help_teaches(run):
     status, out, _ = run("--help")
     assert status == 0
     assert "multipatch-jax plan 3000 4000" in out
-    for command in ("encode", "plan", "convert", "export", "ask", "demo"):
+    for command in ("encode", "plan", "convert", "export", "ask", "demo", "corpus"):
         status, out, _ = run(command, "--help")
         assert status == 0
         assert "for example:" in out
@@ -65,4 +65,4 @@ def test_without_a_command_the_help_is_printed(run):
     assert out == run("--help")[1]
     session = re.findall(r"^  multipatch-jax (\w+)", out, re.MULTILINE)
     assert session[:2] == ["demo", "ask"]
-    assert set(session) <= {"demo", "ask", "plan", "convert", "encode"}
+    assert set(session) <= {"demo", "ask", "plan", "convert", "encode", "corpus"}

@@ -52,7 +52,7 @@ def test_inputs_embeds_are_the_references(side, model, photos):
     assert distance(mine, truth) <= min(tolerances.FLOAT32_RATIO * floor, tolerances.FLOAT32_CEILING)
     np.testing.assert_array_equal(got["attention_mask"], theirs["attention_mask"])
     for positions, mask in zip(got["position_ids"], got["attention_mask"], strict=True):
-        np.testing.assert_array_equal(positions[mask == 1], np.arange(mask.sum()))
+        np.testing.assert_array_equal(positions[mask == 1], np.arange(int(mask.sum())))
 
 
 def generate(model, inputs):
