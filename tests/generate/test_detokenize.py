@@ -1,7 +1,7 @@
 """Ids to text, a token at a time: whole characters, and the same text as all at once."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
@@ -31,6 +31,7 @@ TEXTS = st.text(st.sampled_from("aé ß漢字\n🤖👩‍👩‍👧e\u0301\uff
 @settings(max_examples=100, deadline=None)
 @given(text=TEXTS)
 def test_a_text_comes_in_whole_characters(processor, text):
+    assume(not any(token in text for token in special_tokens()))  # hypothesis draws words of this code too
     ids = processor.tokenizer.encode(text).ids
     pieces, rest = pieces_of(processor.tokenizer, ids)
     assert "".join(pieces) + rest == processor.decode(ids) == text
