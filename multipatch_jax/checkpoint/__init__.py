@@ -8,6 +8,7 @@ from multipatch_jax.checkpoint.error import CheckpointError
 from multipatch_jax.checkpoint.hf_config import config_from_hf, config_to_hf, read_hf_config
 from multipatch_jax.checkpoint.hub import fetch, fetch_if_there
 from multipatch_jax.checkpoint.pretrained import (
+    default_dtype,
     export_hf,
     find_folder,
     from_pretrained,
@@ -23,6 +24,7 @@ __all__ = [
     "CheckpointError",
     "config_from_hf",
     "config_to_hf",
+    "default_dtype",
     "export_hf",
     "fetch",
     "fetch_if_there",

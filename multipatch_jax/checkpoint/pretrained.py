@@ -86,6 +86,11 @@ def from_pretrained(
     )
 
 
+def default_dtype() -> str | None:
+    """Return the `dtype` that commands load params in unless they are told: float32 on a CPU, elsewhere as stored."""
+    return "float32" if jax.default_backend() == "cpu" else None
+
+
 def find_folder(
     name_or_path: str | Path,
     parts: Iterable[str] = ("vision", "connector"),

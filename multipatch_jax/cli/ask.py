@@ -7,11 +7,10 @@ import sys
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
-import jax
 from PIL import Image
 
 import multipatch_jax as mp
-from multipatch_jax.checkpoint import read_config
+from multipatch_jax.checkpoint import default_dtype, read_config
 from multipatch_jax.cli.destinations import check_files, check_picture
 from multipatch_jax.cli.model import add_revision, find_model, is_watched
 from multipatch_jax.cli.printing import complain
@@ -34,7 +33,6 @@ for example:
   multipatch-jax ask demo/page.png "Read the numbers." --model reader   (a small model, no network)"""
 NAME = "multipatch-jax ask"
 CHAT_ANSWERS = 4  # a chat has room for so many of the longest answers, at least
-LEAST_LENGTH = 2048  # columns of a cache; a longer chat gets a power of two, so that few programs serve all
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,8 +90,8 @@ def run(args: argparse.Namespace) -> None:
     with loading(folder):
         generator = mp.Generator.from_pretrained(
             folder,
-            max_length=max(LEAST_LENGTH, 2 ** (length - 1).bit_length()),
-            dtype=args.dtype or ("float32" if jax.default_backend() == "cpu" else None),
+            max_length=mp.generate.round_length(length),
+            dtype=args.dtype or default_dtype(),
             progress=is_watched(),
         )
     if question is not None:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from multipatch_jax.checkpoint import default_dtype
 from multipatch_jax.corpus.job import Job, Loaded, Source
 from multipatch_jax.corpus.source import map_ahead
 from multipatch_jax.generate import Generator
@@ -28,7 +29,11 @@ def load_answers(job: Job) -> Loaded:
     """Prepare the task "ask"."""
     slots = job.batch_size or 1
     generator = Generator.from_pretrained(
-        job.model, revision=job.revision, dtype=job.load_dtype(), max_length=job.max_length, batch_size=slots
+        job.model,
+        revision=job.revision,
+        dtype=job.dtype or default_dtype(),
+        max_length=job.max_length,
+        batch_size=slots,
     )
     generator.warmup()
     chat = chat_about_an_image(str(job.prompt))

@@ -7,12 +7,12 @@ import jax
 import numpy as np
 import pyarrow as pa
 
-from multipatch_jax.checkpoint import from_pretrained
+from multipatch_jax.checkpoint import default_dtype, from_pretrained
 from multipatch_jax.corpus.columns import vector_field, vectors_field
 from multipatch_jax.corpus.job import Job, Loaded, Source
 from multipatch_jax.encode import iter_encode_images, prepare_execution, warmup
 from multipatch_jax.image import ImageError, TilePlan
-from multipatch_jax.params import make_mesh
+from multipatch_jax.params import make_mesh, shard
 
 
 def load_tokens(job: Job) -> Loaded:
@@ -50,18 +50,10 @@ def _load(
       make_fields: returns the fields, of the width and dtype of a vector.
       values: returns the values of an image's fields; the last is its vectors.
     """
+    config, params = from_pretrained(job.model, revision=job.revision, dtype=job.dtype or default_dtype())
     devices = jax.local_devices()
-    everywhere = None
     if len(devices) > 1:
-        everywhere = jax.sharding.NamedSharding(
-            make_mesh(data=len(devices), devices=devices), jax.sharding.PartitionSpec()
-        )
-    config, params = from_pretrained(
-        job.model,
-        revision=job.revision,
-        dtype=job.load_dtype(),
-        sharding=None if everywhere is None else lambda path, shape: everywhere,
-    )
+        params = shard(params, make_mesh(data=len(devices), devices=devices))
     warmup(params, config=config, batch_size=job.batch_size)
     computed = prepare_execution(params, config)[1].compute.dtype
     dtype = job.token_dtype or ("float32" if job.task == "pooled" else str(computed))

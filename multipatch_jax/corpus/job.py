@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
 import pyarrow as pa
 
 Source = bytes | Exception  # the file of an image, or why it cannot be read
@@ -19,7 +18,7 @@ class Job:
       model: a folder or hub id, which every actor must reach under this name.
       task: a key of `TASKS`.
       revision: of a hub id; None is the main branch.
-      dtype: of the params; None is float32 on a CPU and elsewhere the checkpoint's.
+      dtype: of the params; None is `checkpoint.default_dtype()` of the actor.
       token_dtype: of the tokens that are stored; None is their own.
       prompt: the question that is asked about each image, or None.
       settings: fields of `GenerationSettings` for the answers.
@@ -36,10 +35,6 @@ class Job:
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     max_length: int = 2048
     batch_size: int | None = None
-
-    def load_dtype(self) -> str | None:
-        """Return the dtype that this process loads the params in."""
-        return self.dtype or ("float32" if jax.default_backend() == "cpu" else None)
 
 
 @dataclasses.dataclass(frozen=True)

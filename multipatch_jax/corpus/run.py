@@ -37,13 +37,12 @@ from multipatch_jax.corpus.run_folder import (
 from multipatch_jax.corpus.tasks import TASKS
 from multipatch_jax.corpus.worker import Worker
 from multipatch_jax.files import require_path
-from multipatch_jax.generate import settings_of_chats
+from multipatch_jax.generate import round_length, settings_of_chats
 from multipatch_jax.image import MAX_IMAGE_SIZE
 from multipatch_jax.text import Processor
 
 BATCH = 64  # rows that an actor is given at a time, unless its generator answers more
 FILTER_MEMORY = 2**26  # bytes that Ray keeps for the ids that are done; it takes more where they need it
-LEAST_LENGTH = 2048  # columns of the generator's cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,10 +136,9 @@ def run(
             manifest = _made_manifest(source, out, progress)
         claim_folder(out, job, manifest, digest_of(folder, TASKS[task].parts, progress))
         before = len(ids_in(out / DONE))
-        if rows_per_file is None:  # a block of images within the manifest would be large
-            rows_per_file = (
-                min(TASKS[task].rows_per_file, BATCH) if "bytes" in manifest.columns else TASKS[task].rows_per_file
-            )
+        if rows_per_file is None:  # a block of images that the manifest itself holds must not be large
+            most = BATCH if "bytes" in manifest.columns else len(manifest.ids)
+            rows_per_file = min(TASKS[task].rows_per_file, most)
         if before < len(manifest.ids):
             with ray_session(address, actors) as files:
                 if files:
@@ -184,7 +182,7 @@ def _check(
     job = Job(name, task, revision, dtype, token_dtype, prompt, dict(settings or {}), batch_size=batch_size)
     if prompt is not None:
         length = _longest_prompt(folder, config, prompt) + _most_new_tokens(job.settings)
-        job = dataclasses.replace(job, max_length=max(LEAST_LENGTH, 2 ** (length - 1).bit_length()))
+        job = dataclasses.replace(job, max_length=round_length(length))
     return job, folder
 
 

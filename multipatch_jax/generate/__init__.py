@@ -1,6 +1,7 @@
 """Run the text decoder: features and logits of embeddings, and generation."""
 
 from multipatch_jax.generate.answer import Answer
+from multipatch_jax.generate.chunks import round_length
 from multipatch_jax.generate.engine import Chunk, Engine, admit, release, start, step
 from multipatch_jax.generate.features import text_features, text_logits
 from multipatch_jax.generate.generator import Generator
@@ -20,6 +21,7 @@ __all__ = [
     "Slots",
     "admit",
     "release",
+    "round_length",
     "settings_of_chats",
     "start",
     "step",

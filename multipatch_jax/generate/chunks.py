@@ -9,6 +9,15 @@ from multipatch_jax.generate.engine import Chunk, Engine
 from multipatch_jax.generate.sampling import Sampling, all_ids
 
 SIZES = (32, 256, 1024)
+LEAST_LENGTH = 2048  # tokens
+
+
+def round_length(length: int) -> int:
+    """Return a `max_length` for a generator of prompts and answers of at most `length` tokens.
+
+    It is 2048, or a power of two above it, so that few programs serve all lengths.
+    """
+    return max(LEAST_LENGTH, 2 ** (length - 1).bit_length())
 
 
 def chunk_sizes(capacity: int) -> tuple[int, ...]:

@@ -17,7 +17,8 @@ from multipatch_jax.corpus.encoding import load_pooled, load_tokens
 from multipatch_jax.corpus.job import Job
 from multipatch_jax.corpus.manifest import make_manifest, read_manifest
 from multipatch_jax.corpus.run_folder import claim_device, claim_folder, digest_of
-from tests.helpers.processes import FOR_RAY, run_python
+from tests.helpers import tolerances
+from tests.helpers.processes import FOR_RAY, many_devices, python_output, run_python
 
 PARTS = ("vision", "connector")
 
@@ -94,6 +95,31 @@ def test_tokens_and_their_mean_are_those_of_the_model(tiny, folder, token_dtype)
         assert (one["rows"], one["cols"]) == (plan.rows, plan.cols)
         assert tokens.count(one) == pooled.count(mean) == mean["num_tokens"] == plan.num_tokens
     assert tokens.fields[-1].metadata == {b"dtype": (token_dtype or "float32").encode()}
+
+
+ON_ALL_DEVICES = """
+import io
+import jax, numpy as np
+from PIL import Image
+import multipatch_jax as mp
+from multipatch_jax.corpus.encoding import load_tokens
+from multipatch_jax.corpus.job import Job
+from multipatch_reference import distance
+file = io.BytesIO()
+Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 70, 3), np.uint8)).save(file, "png")
+loaded = load_tokens(Job("reader", "tokens"))
+devices = max(len(array.devices()) for array in jax.live_arrays())
+(found,) = loaded.answer([file.getvalue()])
+config, params = mp.from_pretrained("reader", dtype="float32")
+expected = np.asarray(mp.encode_image(params, file.getvalue(), config=config))
+print(devices, distance(found["tokens"], expected))
+"""
+
+
+def test_an_actor_uses_all_devices_that_it_is_given():
+    devices, away = python_output("-c", ON_ALL_DEVICES, changes=many_devices(3)).split()
+    assert devices == "3"
+    assert float(away) <= tolerances.SAME_PROGRAM
 
 
 def test_numbers_that_float16_cannot_hold_are_an_error_of_their_image(tiny, folder, tmp_path):
