@@ -86,6 +86,7 @@ def main() -> None:
         image, plan = np.empty((height, width, 3), np.uint8), plan_tiles(height, width, TILING)
         _, pixels, steps, _ = prepare_image(image, TILING, form="banded")
         assert steps is not None
+        steps = steps.unpack()
         if plan.resized == plan.stretched:
             steps = steps._replace(to_multiples=None)  # the program of the exact shape leaves this resize out too
         static = {"num_tiles": plan.num_tiles, "tiling": TILING, "form": "banded"}

@@ -62,12 +62,15 @@ def _read(operand: str, parameter: int, body: str) -> int:
 
 
 def kernels_of(text: str) -> list[Kernel]:
-    """The kernels of a program's HLO text, in order; those in a loop with a known number of trips count each trip."""
-    computations, entry = computations_of(text)
-    found: list[Kernel] = []
+    """The kernels of a program's HLO text, in order.
 
-    def look(computation: str, runs: int) -> None:
+    Those in a loop with a known number of trips count each trip. Of a conditional, the branch that moves most counts.
+    """
+    computations, entry = computations_of(text)
+
+    def look(computation: str, runs: int) -> list[Kernel]:
         types: dict[str, str] = {}
+        found: list[Kernel] = []
         for line in computations[computation].splitlines():
             match = _INSTRUCTION.match(line)
             if match is None:
@@ -78,13 +81,23 @@ def kernels_of(text: str) -> list[Kernel]:
                 trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', rest)
                 body = re.search(r"body=%?([\w.-]+)", rest)
                 assert body is not None
-                look(body[1], runs * int(trips[1] if trips else 1))
+                found += look(body[1], runs * int(trips[1] if trips else 1))
+            elif operation == "conditional":
+                branches = re.search(r"branch_computations=\{(.*?)\}", rest)
+                names = (
+                    branches[1].split(",") if branches else re.findall(r"(?:true|false)_computation=(%?[\w.-]+)", rest)
+                )
+                found += max((look(branch.strip(" %"), runs) for branch in names), key=_moved)
             elif operation in _WORK:
                 inputs = [types.get(operand, "") for operand in re.findall(r"%([\w.-]+)", operands)]
                 found.append(_kernel(name, kind, operation, inputs, rest, computations, runs))
+        return found
 
-    look(entry, 1)
-    return found
+    return look(entry, 1)
+
+
+def _moved(kernels: list[Kernel]) -> float:
+    return sum(kernel.runs * kernel.bytes for kernel in kernels)
 
 
 def _kernel(

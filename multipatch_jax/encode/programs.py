@@ -91,9 +91,10 @@ def _encode_exact(params, images, *, execution):
 
 
 def _encode_prepared(params, pixels, steps, *, num_tiles, execution):
-    """Encode one image in its bucket as (N, T, D) tokens; its size and filter weights are data (`steps`)."""
+    """Encode one image in its bucket as (N, T, D) tokens; its size and filter weights are data (`PackedSteps`)."""
     tiling, form = execution.config.tiling, execution.resize_form
-    return trace_encode(params, tile_padded(pixels, steps, num_tiles=num_tiles, tiling=tiling, form=form), execution)
+    tiles = tile_padded(pixels, steps.unpack(), num_tiles=num_tiles, tiling=tiling, form=form)
+    return trace_encode(params, tiles, execution)
 
 
 def _vision_features(params, pixel_values, pixel_attention_mask, *, layers, execution):

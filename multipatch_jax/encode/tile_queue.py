@@ -85,7 +85,7 @@ def _append(make_tiles, source, buffer, device, offset, steps, mesh):
       buffer: on a mesh, the buffers of all devices, concatenated by their first axis.
       device: index of the device in the flattened mesh; not used without a mesh.
       offset: number of tiles that already wait in the device's buffer.
-      steps: the `TilingSteps` of an image; None for tiles made on the host.
+      steps: the `PackedSteps` of an image; None for tiles made on the host.
     """
 
     def on_device(source, buffer, device, offset, steps):
@@ -103,7 +103,10 @@ def _append(make_tiles, source, buffer, device, offset, steps, mesh):
 @functools.partial(jax.jit, static_argnames=("execution",), donate_argnames=("buffer",))
 def _append_image(pixels, buffer, device, offset, *, steps, execution):
     tiling, form = execution.config.tiling, execution.resize_form
-    make_tiles = functools.partial(tile_padded, num_tiles=CAPACITY, tiling=tiling, form=form)
+
+    def make_tiles(pixels, steps):
+        return tile_padded(pixels, steps.unpack(), num_tiles=CAPACITY, tiling=tiling, form=form)
+
     return _append(make_tiles, pixels, buffer, device, offset, steps, execution.mesh)
 
 

@@ -2,7 +2,7 @@
 
 XLA compiles a program for each shape of its inputs, so every new image size would have to wait for the compiler.
 Instead, an image goes into its bucket, the smallest of three squares that holds it. Sizes, grid and resize weights,
-which differ between the images of a bucket, are passed as arrays of static shape (`TilingSteps`). So a few compiled
+which differ between the images of a bucket, are passed as an array of static shape (`PackedSteps`). So a few compiled
 programs, one for each bucket and number of tiles, serve images of every size.
 
 How an image lies in its bucket depends on the platform, and with it on the form of the resize:
@@ -13,8 +13,8 @@ How an image lies in its bucket depends on the platform, and with it on the form
 | "banded", TPU | the same | the whole square | the same: a TPU would move rows of bytes very slowly |
 | "batched", GPU | only the last piece is copied, up to 3 MiB | the image, in whole pieces | rows move into the square |
 
-With 12 megapixels (36 MB), the first copies 36 MB on the host; the second copies the same and sends 50 MB; the third
-copies 1.4 MB and sends 38 MB.
+With 12 megapixels (36 MB), the first writes 50 MB on the host; the second writes the same and sends it; the third
+writes 3 MB and sends 38 MB (`python -m benchmarks.host_to_device --count`).
 """
 
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ from multipatch_jax.image.host import tile_image_host
 from multipatch_jax.image.pieces import cut_pieces
 from multipatch_jax.image.plan import TilePlan, plan_tiles
 from multipatch_jax.image.resize import default_resize_form
-from multipatch_jax.image.steps import TilingSteps, padded_steps
+from multipatch_jax.image.steps import PackedSteps, TilingSteps, pack_steps, padded_steps
 
 BUCKETS = (1024, 2048, 4096)  # sides of the squares that images are padded to, in pixels
 
@@ -41,13 +41,13 @@ class PreparedImage(NamedTuple):
       plan: of the image.
       pixels: the image in the upper left corner of its bucket, or its pieces (`pieces.py`), which may be views of the
         caller's array. None if it fits no bucket.
-      steps: how the pixels become tiles, as arrays; None if it fits no bucket.
+      steps: how the pixels become tiles, in one array; None if it fits no bucket.
       tiles: the tiles, made on the host; None if it is in a bucket.
     """
 
     plan: TilePlan
     pixels: UInt8[np.ndarray, "side side 3"] | tuple[UInt8[np.ndarray, " piece"], ...] | None
-    steps: TilingSteps | None
+    steps: PackedSteps | None
     tiles: UInt8[np.ndarray, "N M M 3"] | None
 
 
@@ -72,7 +72,7 @@ def prepare_image(
     if steps is None:
         return PreparedImage(plan, None, None, tile_image_host(image, tiling))
     pixels = cut_pieces(image, side) if _in_pieces(form) else _pad(image, side)
-    return PreparedImage(plan, pixels, steps, None)
+    return PreparedImage(plan, pixels, pack_steps(steps), None)
 
 
 def blank_images(tiling: TilingConfig, form: str | None = None) -> Iterator[PreparedImage]:
@@ -89,7 +89,8 @@ def blank_images(tiling: TilingConfig, form: str | None = None) -> Iterator[Prep
         steps = padded_steps(plan, tiling, side)
         if steps is not None:
             pixels = np.empty((side, side, 3), np.uint8)
-            yield PreparedImage(plan, cut_pieces(pixels, side) if _in_pieces(form) else pixels, steps, None)
+            pixels = cut_pieces(pixels, side) if _in_pieces(form) else pixels
+            yield PreparedImage(plan, pixels, pack_steps(steps), None)
 
 
 def bucket_side(plan: TilePlan, tiling: TilingConfig = TilingConfig()) -> int | None:

@@ -11,8 +11,10 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int32
 
@@ -132,6 +134,35 @@ class TilingSteps(NamedTuple):
     def image_size(self) -> Int32[Array | np.ndarray, "2"]:
         """(height, width) of the image, in pixels."""
         return next(step.in_size for step in self[:3] if step is not None)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PackedSteps:
+    """`TilingSteps` in one array. A device is sent one array rather than 22, each of which would cost time of its own.
+
+    Attributes:
+      values: of all arrays, one after another.
+      layout: the structure of the `TilingSteps`, and the shape and dtype of each array.
+    """
+
+    values: Int32[Array | np.ndarray, " n"]
+    layout: tuple[Any, tuple[tuple[tuple[int, ...], np.dtype], ...]] = dataclasses.field(metadata={"static": True})
+
+    def unpack(self) -> TilingSteps:
+        """Return the steps, as JAX arrays. Traceable."""
+        structure, arrays = self.layout
+        ends = np.cumsum([math.prod(shape) for shape, _ in arrays])
+        parts = jnp.split(self.values, ends[:-1])
+        leaves = [part.reshape(shape).astype(dtype) for part, (shape, dtype) in zip(parts, arrays, strict=True)]
+        return jax.tree.unflatten(structure, leaves)
+
+
+def pack_steps(steps: TilingSteps) -> PackedSteps:
+    """Put the arrays of steps, which are integers of at most 32 bits and bools, into one."""
+    leaves, structure = jax.tree.flatten(steps)
+    values = np.concatenate([leaf.reshape(-1).astype(np.int32) for leaf in leaves])
+    return PackedSteps(values, (structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)))
 
 
 def pad_axis_weights(one: AxisWeights, out_size: int, taps: int) -> AxisWeights:

@@ -32,7 +32,7 @@ def tile_padded(
     Args:
       padded: the image in the upper left corner of its bucket, or its pieces (`image/pieces.py`). Pixels beyond the
         image have no influence.
-      steps: result of `tiling_steps` for this image and bucket.
+      steps: of this image and bucket.
       num_tiles: number of tiles to return, at least the image's own number. Tiles after those are undefined.
       tiling: the config that `steps` were made with.
       form: of the resize, "gather", "banded" or "batched"; all give the same bytes. See `image/resize.py`.
@@ -55,7 +55,7 @@ def tile_padded(
 
 @functools.partial(jax.jit, static_argnames=("num_tiles", "tiling", "form"))
 def _tile_padded(padded, steps, *, num_tiles, tiling, form):
-    return tile_padded(padded, steps, num_tiles=num_tiles, tiling=tiling, form=form)
+    return tile_padded(padded, steps.unpack(), num_tiles=num_tiles, tiling=tiling, form=form)
 
 
 @functools.partial(jax.jit, static_argnames=("tiling", "form"))

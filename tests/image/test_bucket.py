@@ -22,6 +22,7 @@ from multipatch_jax.image import (
     tile_padded,
 )
 from multipatch_jax.image.resize import FORMS
+from multipatch_jax.image.steps import pack_steps
 from multipatch_jax.resamplers import RESAMPLERS, Resampler
 from tests.helpers.images import black_and_white, plan_of
 from tests.helpers.tiling import SMALL, assert_same_bytes
@@ -47,10 +48,11 @@ def test_one_compilation_for_a_bucket_and_a_number_of_tiles(form):
 
 def test_room_for_more_tiles_than_the_image_has():
     """The stream asks for as many as an image may have; the plan's tiles come first."""
-    tiles_of: Any = jax.jit(functools.partial(tile_padded, num_tiles=17, tiling=SMALL))
+    tiles_of: Any = jax.jit(lambda x, steps: tile_padded(x, steps.unpack(), num_tiles=17, tiling=SMALL))
     for size in ((60, 64), (300, 451), (100, 900), (500, 500), (400, 170), (64, 64)):
         image = black_and_white(*size)
         plan, pixels, steps, _ = prepare_image(image, SMALL)
+        assert steps is not None
         got = tiles_of(pixels, steps)
         assert got.shape == (17, 64, 64, 3)
         assert_same_bytes(got[: plan.num_tiles], tile_image_host(image, SMALL))
@@ -134,3 +136,20 @@ def test_a_new_row_of_the_resamplers_is_used_on_device_and_host(first, monkeypat
         assert_same_bytes(tile_image(image, tiling), expected)
         assert_same_bytes(tile_image(jax.numpy.asarray(image), tiling), expected)
         assert not np.array_equal(expected, tile_image_host(image, small))
+
+
+@pytest.mark.parametrize(
+    "tiling", [SMALL, TilingConfig(do_image_splitting=False), TilingConfig(do_resize=False), TilingConfig()]
+)
+@pytest.mark.parametrize(("height", "width"), [(300, 900), (1000, 7), (512, 512)])
+def test_packed_steps_are_the_steps(tiling, height, width):
+    steps = padded_steps(plan_tiles(height, width, tiling), tiling, 1024)
+    assert steps is not None
+    packed = pack_steps(steps)
+    assert [one.dtype for one in jax.tree.leaves(packed)] == [np.int32]
+    unpack: Any = jax.jit(lambda packed: packed.unpack())
+    got = unpack(packed)
+    assert jax.tree.structure(got) == jax.tree.structure(steps)
+    for mine, own in zip(jax.tree.leaves(got), jax.tree.leaves(steps), strict=True):
+        assert mine.dtype == own.dtype
+        assert np.array_equal(mine, own)
