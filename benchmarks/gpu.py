@@ -13,7 +13,7 @@ float32 ones, and writes benchmarks/records/gpu.json.
 
 `--profile` lists the kernels of the program of 17 tiles: how often each kind runs, its operations and bytes, the least
 time at the chip's peak rates, and the time that it took. Without a GPU it compiles the program for a described H100 and
-lists what that has; this needs the wheels that `benchmarks.aot` names.
+lists what that has; this needs the wheels that `benchmarks.aot` names. With a commit, it lists those of its program.
 
 `--short` runs all systems once, small and on any machine, to see that the command works. It writes nothing.
 """
@@ -30,7 +30,7 @@ import numpy as np
 from benchmarks.shared import ceiling, gpu_answers, gpu_encoding, turns
 from benchmarks.shared.flops import tile_flops
 from benchmarks.shared.gpu_case import BATCHES, SHORT, Case, make_case
-from benchmarks.shared.gpu_kernels import print_profile
+from benchmarks.shared.gpu_kernels import print_older_profile, print_profile
 from benchmarks.shared.options import turns_parser
 from benchmarks.shared.records import write_record
 from benchmarks.shared.whole_checkpoint import whole_config
@@ -51,7 +51,9 @@ def name_of_gpu() -> str | None:
 def main() -> int:
     """0 when measured, 2 without a GPU."""
     options = turns_parser(__doc__, rounds=5)
-    options.add_argument("--profile", action="store_true", help="list the kernels of the program of 17 tiles")
+    options.add_argument(
+        "--profile", nargs="?", const="", metavar="COMMIT", help="list the kernels of the program of 17 tiles"
+    )
     options.add_argument("--short", action="store_true", help="one small round on any machine: does it still work?")
     args = options.parse_args()
     if args.worker:
@@ -59,8 +61,8 @@ def main() -> int:
         turns.work(SYSTEMS, *args.worker)
         return 0
     gpu = name_of_gpu()
-    if args.profile:
-        print_profile(gpu)
+    if args.profile is not None:
+        print_older_profile(args.profile) if args.profile else print_profile(gpu)
         return 0
     if importlib.util.find_spec("torch") is None or (gpu is None and not args.short):
         print("benchmarks.gpu needs an NVIDIA GPU, and torch with CUDA; --profile works without, --short with a CPU.")

@@ -20,6 +20,18 @@ def test_programs_compile_for_a_tpu():
     assert "no collective" in lines[1]
 
 
+@pytest.mark.slow
+def test_the_benchmark_of_a_gpu_runs_to_its_end():
+    """All systems once, small and on this CPU, so that no time on a GPU is lost to a fault of the script."""
+    done = run_python("-m", "benchmarks.gpu", "--short", cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    systems = ("multipatch_jax", "transformers, sdpa", "transformers, torch.compile")
+    lines = done.stdout.splitlines()
+    assert [sum(line.startswith(f"{name} ") for line in lines) for name in systems] == [4, 4, 4]  # a tower, 3 batches
+    for name in ("encode_image, on the GPU", "encode_image, NumPy", "encode_images, NumPy", "matmul, XLA"):
+        assert any(line.startswith(name) for line in lines), name
+
+
 HELD_OUT = ("held-out scans", "held-out scans, unseen numbers")
 
 

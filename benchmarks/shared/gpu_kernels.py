@@ -1,8 +1,13 @@
 """The program of 17 tiles of SmolVLM-256M in bfloat16, kernel by kernel: `python -m benchmarks.gpu --profile`."""
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from benchmarks.shared.older import extract
+from benchmarks.shared.processes import ROOT, run_python
 
 TILES = 17
 PEAK, BANDWIDTH = 989e12, 3350e9  # NVIDIA's figures for an H100 SXM: operations a second in bfloat16, bytes a second
@@ -54,3 +59,15 @@ def print_profile(gpu: str | None) -> None:
 
     print(f"{gpu or 'compiled for an H100, not run'}: {TILES} tiles, SmolVLM-256M, bfloat16")
     print("\n".join(report(kernels_of(text_of(program)), PEAK, BANDWIDTH, seconds)))
+
+
+def print_older_profile(commit: str) -> None:
+    """Prints the table of the kernels of an older commit's program, by this checkout's benchmarks.
+
+    Raises:
+      ValueError: git knows no such commit.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        extract(commit, Path(name) / "old", "multipatch_jax")
+        path = f"{name}/old:{ROOT}"  # the package is the older one, and all else is of this checkout
+        print(run_python("-P", "-m", "benchmarks.gpu", "--profile", PYTHONPATH=path), end="")

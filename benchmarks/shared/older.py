@@ -37,15 +37,15 @@ def run_with(checkout: Path, script: Path, *arguments: str | Path) -> str:
     return done.stdout
 
 
-def extract(commit: str, folder: Path) -> None:
-    """Writes the files of a commit into a folder.
+def extract(commit: str, folder: Path, *paths: str) -> None:
+    """Writes the files of a commit into a folder, all of them or those of `paths`.
 
     Raises:
       ValueError: git knows no such commit.
     """
     archive = folder.with_suffix(".tar")
     done = subprocess.run(
-        ["git", "archive", "--format=tar", "-o", archive, commit], cwd=ROOT, capture_output=True, text=True
+        ["git", "archive", "--format=tar", "-o", archive, commit, *paths], cwd=ROOT, capture_output=True, text=True
     )
     if done.returncode:
         raise ValueError(f"Expected a commit of this repository, got {commit!r}: {done.stderr.strip()}")
