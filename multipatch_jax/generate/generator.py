@@ -130,9 +130,10 @@ class Generator:
         )
 
     def warmup(self, *, progress: bool = False) -> None:
-        """Compile every program, so that nothing compiles later, whatever the chats, images, videos and settings.
+        """Compile every program of `generate` and `stream`, so that nothing compiles in them later.
 
-        No program is executed. As in `encode.warmup`, JAX's persistent compilation cache may have the programs already.
+        With one slot, sessions run the same programs; `explain` has programs of its own. No program is executed. As in
+        `encode.warmup`, JAX's persistent compilation cache may have the programs already.
 
         Args:
           progress: whether to show bars that count programs.

@@ -13,12 +13,12 @@ from tests.text.test_messages import WAYS
 
 TEMPLATE = """# What is accepted
 
-This page is made by `python -m tests.helpers.inputs > docs/inputs.md` from the lists that the tests go through, so that
-each entry has been tried. What is not listed is refused, with an error that says what to do.
+The tests have tried each entry of this page: `python -m tests.helpers.inputs > docs/inputs.md` makes it from their
+lists. What is not listed is refused, with an error that says what to do.
 
 ## Images
 
-`load_image`, and every function that takes an image, takes
+`load_image`, and every function that takes an image, accepts
 
 {sources}
 * a PIL image of mode {modes};
@@ -28,8 +28,8 @@ each entry has been tried. What is not listed is refused, with an error that say
 Files of these kinds are tried: {files}; HEIC needs `pillow-heif` (the extra `heic`). Pillow reads more. An image with
 more pixels than `PIL.Image.MAX_IMAGE_PIXELS` gives a warning, and one with more than twice as many is refused.
 
-A stream (`iter_encode_images`, `encode_images`, `text.encode_frames`) takes any iterable of these. What a generator
-yields is copied or read before it runs on, so it may refill one buffer, or rewrite one file.
+`iter_encode_images`, `encode_images` and `text.encode_frames` take any iterable of these. They copy or read each image
+before they ask for the next, so your generator may refill one buffer, or rewrite one file.
 
 ## Chats
 
@@ -39,15 +39,15 @@ A message is `{{"role": ..., "content": ...}}`. The content is a string or a lis
 * `{{"type": "image"}}`, which takes the next of the call's `images`
 {ways}
 * `{{"type": "video", "video": list of frames, "plan": VideoPlan}}`, or `"fps": number` in place of the plan; the plan
-  may also be the reference's metadata, with `fps`, `frames_indices` and `duration`
+  may also be transformers' video metadata, with `fps`, `frames_indices` and `duration`
 
-A message may have other keys if the chat template names them. Links are not followed. A part that the chat template
-does not write is an error.
+A message may have other keys if the chat template names them. An `http`, `https` or `ftp` address of an image is
+refused. A part that the chat template does not write is an error.
 
 ## Keys of a checkpoint's JSON files
 
-A key that is not in this table is refused if it has a value; `from_pretrained(..., ignore_keys=("key",))` loads all the
-same.
+A key that is not in this table is refused unless its value is null. `from_pretrained(..., ignore_keys=("key",))`
+ignores it. A key under *only one value* must have that value.
 
 | section | read | only one value | ignored |
 |---|---|---|---|
