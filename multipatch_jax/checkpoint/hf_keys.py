@@ -144,6 +144,6 @@ def read_section(raw: Any, section: str, ignore_keys: Collection[str] = (), wher
         names = ", ".join(short(key)[1:-1] for key in unknown[:20]) + (", ..." if len(unknown) > 20 else "")
         raise ValueError(
             f"{where} has keys that this version does not know and that may change the result: {names}. If they do "
-            f"not matter, load all the same with ignore_keys=({short(unknown[0])},)."
+            f"not matter, load all the same with mp.from_pretrained(name, ignore_keys=({short(unknown[0])},))."
         )
     return {key: raw[key] for key in keys.read if raw.get(key) is not None}

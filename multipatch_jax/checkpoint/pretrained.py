@@ -87,7 +87,7 @@ def from_pretrained(
 
 
 def default_dtype() -> str | None:
-    """Return the `dtype` that commands load params in unless they are told: float32 on a CPU, elsewhere as stored."""
+    """Return the `dtype` of commands that run a model, unless they are told: float32 on a CPU, elsewhere as stored."""
     return "float32" if jax.default_backend() == "cpu" else None
 
 

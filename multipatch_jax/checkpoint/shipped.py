@@ -5,7 +5,7 @@ from pathlib import Path
 from multipatch_jax.files import require_path
 
 MODEL = "a model's folder or its hub id"
-NAMES = {"multipatch/reader": "reader", "reader": "reader"}  # name -> folder in multipatch_jax/models
+NAMES = {"multipatch/reader": "reader"}  # name -> folder in multipatch_jax/models
 
 
 def local_folder(name_or_path: str | Path) -> Path | None:

@@ -30,7 +30,7 @@ for example:
   multipatch-jax ask before.jpg after.jpg "What has changed?" --model smolvlm-256m --max-tokens 200
   multipatch-jax ask cat.jpg "What is this?" --model smolvlm-256m --heatmap looked-at.png
   multipatch-jax ask cat.jpg --model smolvlm-256m
-  multipatch-jax ask demo/page.png "Read the numbers." --model reader   (a small model, no network)"""
+  multipatch-jax ask demo/page.png "Read the numbers." --model multipatch/reader   (a small model, no network)"""
 NAME = "multipatch-jax ask"
 CHAT_ANSWERS = 4  # a chat has room for so many of the longest answers, at least
 
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         required=True,
         metavar="DIR_OR_ID",
-        help='folder or hub id of a model; "reader" comes with the package',
+        help='folder or hub id of a model; "multipatch/reader" comes with the package',
     )
     add_revision(parser)
     parser.add_argument(

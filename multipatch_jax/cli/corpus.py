@@ -31,7 +31,7 @@ exit status:
 for example:
   multipatch-jax corpus photos/ tokens/ --model smolvlm-256m --task tokens --token-dtype float16
   multipatch-jax corpus photos.parquet vectors/ --model smolvlm-256m --task pooled
-  multipatch-jax corpus pages/ answers/ --model reader --task ask --prompt "Read the numbers."   (no network)"""
+  multipatch-jax corpus pages/ answers/ --model multipatch/reader --task ask --prompt "Read the numbers." """
 NAME = "multipatch-jax corpus"
 
 
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         required=True,
         metavar="DIR_OR_ID",
-        help='folder or hub id of a model, for ask with all of its parts; "reader" comes with the package',
+        help='folder or hub id of a model, for ask with all of its parts; "multipatch/reader" comes with the package',
     )
     add_revision(parser)
     parser.add_argument(

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import multipatch_jax as mp
+from multipatch_jax.checkpoint import default_dtype
 from multipatch_jax.cli.destinations import check_files, check_picture
 from multipatch_jax.cli.model import add_revision, find_model, is_watched
 from multipatch_jax.cli.printing import complain
@@ -43,7 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--pca", type=Path, metavar="FILE.png", help="also draw the tokens as colours, by their principal components"
     )
     parser.add_argument(
-        "--dtype", choices=DTYPES, help="dtype of the params and the tokens (default: the checkpoint's)"
+        "--dtype",
+        choices=DTYPES,
+        help="dtype of the params and the tokens (default: float32 on a CPU, elsewhere the checkpoint's)",
     )
 
 
@@ -63,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     _require_a_photo(args.photos)
     folder = find_model(args.model, args.revision)
     with loading(folder):
-        config, params = mp.from_pretrained(folder, dtype=args.dtype, progress=is_watched())
+        config, params = mp.from_pretrained(folder, dtype=args.dtype or default_dtype(), progress=is_watched())
     name = "multipatch-jax encode"
     failed = write_tokens(
         args.photos,

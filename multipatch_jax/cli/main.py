@@ -8,7 +8,7 @@ from multipatch_jax.cli.ending import run_command
 
 FIRST_SESSION = """a first session:
   multipatch-jax demo --reader                 a small model reads a page, without a network: see demo/pipeline.png
-  multipatch-jax ask demo/page.png "Which number is the largest?" --model reader
+  multipatch-jax ask demo/page.png "Which number is the largest?" --model multipatch/reader
   multipatch-jax plan 3000 4000                how many tiles and tokens an image of this size becomes
   multipatch-jax ask cat.jpg "What is this?" --model HuggingFaceTB/SmolVLM-256M-Instruct
   multipatch-jax convert HuggingFaceTB/SmolVLM-256M-Instruct smolvlm-256m

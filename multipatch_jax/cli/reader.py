@@ -61,7 +61,7 @@ def read_page(out: Path, real_model: str) -> None:
     print("  page.png            the page itself")
     print(f"  tokens.safetensors  its tokens: {len(tokens)} of width {tokens.shape[1]}, {tokens.dtype}")
     print("\nwhat to try next (the small model reads numbers only; the other one is a download of 0.5 GB):")
-    print(f'  multipatch-jax ask {copy} "Which number is the largest?" --model reader')
+    print(f'  multipatch-jax ask {copy} "Which number is the largest?" --model multipatch/reader')
     print(f'  multipatch-jax ask photo.jpg "What is this?" --model {real_model}')
 
 

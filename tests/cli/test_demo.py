@@ -67,9 +67,9 @@ def test_demo_with_the_reader_says_what_to_do_next(run, tmp_path):
     assert status == 0
     assert "The hub" not in printed
     assert printed.startswith("page: ")
-    question = re.search(r"multipatch-jax (ask \S+page\.png) \"(.+?)\" --model reader", printed)
+    question = re.search(r"multipatch-jax (ask \S+page\.png) \"(.+?)\" --model multipatch/reader", printed)
     assert question
-    status, answer, _ = run(*question[1].split(), question[2], "--model", "reader")
+    status, answer, _ = run(*question[1].split(), question[2], "--model", "multipatch/reader")
     assert status == 0
     assert answer.strip() == "508"
 

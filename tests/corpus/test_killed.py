@@ -21,8 +21,8 @@ REASONS = ("is empty", "no image that Pillow knows", "decompression bomb")
 
 
 def start(manifest, out, *options):
-    command = ["-m", "multipatch_jax", "corpus", manifest, out, "--model", "reader", "--task", "tokens", *options]
-    return start_python(*command, changes=FOR_RAY)
+    command = ["-m", "multipatch_jax", "corpus", manifest, out, "--model", "multipatch/reader", "--task", "tokens"]
+    return start_python(*command, *options, changes=FOR_RAY)
 
 
 def done(out):
@@ -47,7 +47,7 @@ def check(out, files, bad):
     assert {one for one, error in errors.items() if error} == bad
     for one in bad:
         assert REASONS[BROKEN.index(files[one])] in errors[one]
-    config, params = mp.from_pretrained("reader", dtype="float32")
+    config, params = mp.from_pretrained("multipatch/reader", dtype="float32")
     rows = {one: row for one, row in zip(table["id"].to_pylist(), mp.corpus.to_numpy(table, "tokens"), strict=True)}
     good = [one for one in files if one not in bad]
     stream = mp.iter_encode_images(params, [files[one] for one in good], config=config, with_plans=True)
@@ -101,7 +101,7 @@ def test_ten_thousand_images_and_three_kills(tmp_path):
     thread = threading.Thread(target=sample)
     try:
         thread.start()
-        summary = mp.corpus.run(tmp_path / "m.parquet", out, model="reader", task="tokens", actors=2)
+        summary = mp.corpus.run(tmp_path / "m.parquet", out, model="multipatch/reader", task="tokens", actors=2)
     finally:
         over.set()
         thread.join()

@@ -47,7 +47,7 @@ def corpus(*arguments):
 
 
 def test_a_folder_of_pages_is_read(folder, tmp_path):
-    ask = ("--model", "reader", "--task", "ask", "--prompt", "Read the numbers.")
+    ask = ("--model", "multipatch/reader", "--task", "ask", "--prompt", "Read the numbers.")
     done = corpus(folder, tmp_path / "out", *ask)
     assert done.returncode == 1, done.stderr
     assert "5 images, 1 with an error" in done.stdout
@@ -107,10 +107,10 @@ from multipatch_jax.corpus.job import Job
 from multipatch_reference import distance
 file = io.BytesIO()
 Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 70, 3), np.uint8)).save(file, "png")
-loaded = load_tokens(Job("reader", "tokens"))
+loaded = load_tokens(Job("multipatch/reader", "tokens"))
 devices = max(len(array.devices()) for array in jax.live_arrays())
 (found,) = loaded.answer([file.getvalue()])
-config, params = mp.from_pretrained("reader", dtype="float32")
+config, params = mp.from_pretrained("multipatch/reader", dtype="float32")
 expected = np.asarray(mp.encode_image(params, file.getvalue(), config=config))
 print(devices, distance(found["tokens"], expected))
 """
@@ -133,7 +133,7 @@ def test_numbers_that_float16_cannot_hold_are_an_error_of_their_image(tiny, fold
 
 
 def run(folder, tmp_path, **changes: Any):
-    options: dict[str, Any] = {"model": "reader", "task": "tokens"}
+    options: dict[str, Any] = {"model": "multipatch/reader", "task": "tokens"}
     return mp.corpus.run(folder, tmp_path / "out", **(options | changes))
 
 
@@ -164,14 +164,14 @@ def test_a_wrong_argument_is_refused_and_nothing_is_written(folder, tmp_path, ca
 
 
 def test_a_model_without_a_language_model_cannot_answer(folder, tmp_path):
-    config, params = mp.from_pretrained("reader")
+    config, params = mp.from_pretrained("multipatch/reader")
     mp.save_pretrained(tmp_path / "tower", mp.ModelConfig(config.vision, config.connector, config.tiling), params)
     with pytest.raises(ValueError, match="no language model that answers: the task must be tokens or pooled"):
         run(folder, tmp_path, model=tmp_path / "tower", task="ask", prompt="What?")
 
 
 def test_a_folder_without_the_decoder_cannot_answer(folder, tmp_path):
-    config, params = mp.from_pretrained("reader")
+    config, params = mp.from_pretrained("multipatch/reader")
     mp.save_pretrained(tmp_path / "tower", config, params)
     with pytest.raises(ValueError, match="lacks embeddings, text: convert the model again"):
         run(folder, tmp_path, model=tmp_path / "tower", task="ask", prompt="What?")
@@ -209,7 +209,7 @@ def test_a_second_process_is_kept_out(folder, tmp_path):
 
 
 def test_other_weights_of_the_same_shapes_are_another_run(folder, tmp_path):
-    config, params = mp.from_pretrained("reader")
+    config, params = mp.from_pretrained("multipatch/reader")
     for name in ("first", "second"):
         mp.save_pretrained(tmp_path / name, config, params)
         params["connector"] = mp.init_params(jax.random.key(0), config)["connector"]
