@@ -66,12 +66,16 @@ def prepare_execution(
     require_type("config", config, ModelConfig)
     check_params(params, config, parts)
     target = this_machine() if platform is None else Target(platform, exported=True)
-    dtype = params["vision_model"]["embeddings"]["patch_embedding"]["kernel"].dtype.name
-    compute = resolve_compute(compute, dtype, target)
+    compute = resolve_compute(compute, dtype_of(params), target)
     in_flight = tiles_in_flight(batch_size, target.platform)
     params = _with_automatic_axes({_ROOTS[part]: params[_ROOTS[part]] for part in parts})
     form = default_resize_form(target.platform)
     return params, Execution(config, compute, in_flight, mesh_of(params), form)
+
+
+def dtype_of(params: Params) -> str:
+    """Return the dtype that decides that of the computation: the patch embedding's, by name."""
+    return params["vision_model"]["embeddings"]["patch_embedding"]["kernel"].dtype.name
 
 
 def tiles_in_flight(batch_size: int | None, platform: str | None = None) -> int:

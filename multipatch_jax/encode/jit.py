@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from multipatch_jax.encode.execution import Execution
-from multipatch_jax.nn import KERNELS, rows_suit_cublas
+from multipatch_jax.config import ModelConfig
+from multipatch_jax.encode.execution import Execution, dtype_of
+from multipatch_jax.nn import KERNELS, Compute, resolve_compute, rows_suit_cublas
+from multipatch_jax.params import Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +77,17 @@ def compiler_options(attention: str, tile_size: int, patch_size: int) -> dict[st
     """
     has_options = attention in KERNELS and rows_suit_cublas((tile_size // patch_size) ** 2)
     return dict(KERNELS[attention].compiler_options) if has_options else {}
+
+
+def options_for(params: Params, config: ModelConfig, compute: Compute) -> tuple[tuple[str, str | bool], ...]:
+    """Return XLA's options for a program of the caller's that encodes with these params, as (name, value).
+
+    There are none where the caller's program is part of another, and none for params without a tower.
+    """
+    if "vision_model" not in params or _is_traced((params,)):
+        return ()
+    attention = resolve_compute(compute, dtype_of(params)).attention
+    return tuple(compiler_options(attention, config.tiling.tile_size, config.vision.patch_size).items())
 
 
 def _is_traced(arguments: tuple[Any, ...]) -> bool:

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from multipatch_jax.arguments import require_key, require_number, require_pattern, require_positive, require_type
 from multipatch_jax.config import ModelConfig
-from multipatch_jax.encode import check_tiles, encode_tiles, prepare_execution, trace_encode
+from multipatch_jax.encode import check_tiles, encode_tiles, options_for, prepare_execution, trace_encode
 from multipatch_jax.nn import KERNELS, Compute
 from multipatch_jax.params import (
     BATCH,
@@ -216,7 +216,6 @@ def make_train_step(
         total, _ = jax.lax.scan(add, zeros, (jnp.arange(accumulate), jax.tree.map(cut, batch)))
         return total
 
-    @functools.partial(jax.jit, donate_argnames=("trained", "opt_state", "step"))
     def update(trained, opt_state, step, frozen, rng, batch):
         _check_state(optimizer, trained, opt_state)
         loss, grads = gradients(trained, frozen, batch, jax.random.fold_in(rng, step))
@@ -228,12 +227,18 @@ def make_train_step(
         metrics = {"loss": loss, "grad_norm": grad_norm, "param_norm": optax.tree.norm(trained)}
         return laid_out(trained), laid_out(opt_state), step + 1, metrics
 
+    @functools.cache
+    def compiled(options: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
+        donated = ("trained", "opt_state", "step")
+        return jax.jit(update, donate_argnames=donated, compiler_options=dict(options) or None)
+
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         trained, frozen = split_params(state.params, trainable)
         if mesh is not None:
             batch = shard_batch(batch, mesh)
         _check_batch(batch, accumulate, batch_parts(mesh))
-        trained, opt_state, step, metrics = update(trained, state.opt_state, state.step, frozen, state.rng, batch)
+        run = compiled(options_for(state.params, config, compute))
+        trained, opt_state, step, metrics = run(trained, state.opt_state, state.step, frozen, state.rng, batch)
         return TrainState(merge_params(trained, frozen), opt_state, step, state.rng), metrics
 
     return train_step

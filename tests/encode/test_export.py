@@ -117,7 +117,7 @@ def test_bad_arguments_leave_nothing_behind(tiny, tmp_path, monkeypatch):
         mp.export_encoder(tmp_path / "out", mp.presets.SMOLVLM_256M, tiny.params)
     find_spec = export.importlib.util.find_spec
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None if "cuda" in name else find_spec(name))
-    with pytest.raises(ValueError, match=r"needs the CUDA wheels to be exported"):
+    with pytest.raises(ValueError, match=r"needs an NVIDIA GPU .* to be exported the CUDA wheels"):
         run(compute=mp.Compute(attention="cudnn", dtype="bfloat16"), platforms=["cuda"])
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r'need flatbuffers: pip install "multipatch_jax\[export\]"'):

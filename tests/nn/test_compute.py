@@ -63,6 +63,7 @@ def test_a_named_kernel_is_called_so_the_compiled_encoder_is_not():
         ({"encoder": "native"}, "cuda", "encoder=.native. is for .* on cpu.*got float32 on this machine's cuda"),
         ({"attention": "cudnn"}, "cuda", "attention=.cudnn. is for bfloat16, float16 on cuda.*there is blocked, plain"),
         ({"attention": "cudnn", "dtype": "bfloat16"}, "cpu", "got bfloat16 on this machine's cpu, where there is"),
+        ({"attention": "cudnn", "dtype": "bfloat16"}, "gpu", "Ampere. or later.* got bfloat16 on this machine.s gpu"),
         ({"attention": "pallas_tpu"}, "cpu", "attention=.pallas_tpu. is for .* on tpu; got float32 on this machine's"),
     ],
 )

@@ -1,5 +1,6 @@
 """The step: what is trained and what is not, its arithmetic, and the batches that it refuses."""
 
+import dataclasses
 import functools
 import re
 
@@ -11,6 +12,7 @@ import optax.contrib
 import pytest
 
 import multipatch_jax as mp
+from multipatch_jax.nn import KERNELS
 from multipatch_reference import distance
 from tests.helpers import tolerances
 from tests.helpers.training import distill, gradients, train
@@ -69,6 +71,19 @@ def test_a_frozen_tower_is_not_differentiated(tiny, batch):
     connector = 2 * 3 * 8 * 4 * 96 * 16 * 48  # forward and backward of the projection of 8 tiles, loops counted once
     assert flops["connector"] < forward + connector
     assert flops["vision"] > 2 * forward
+
+
+def test_a_step_is_compiled_with_the_options_of_its_kernel(tiny, batch, monkeypatch):
+    """XLA refuses an option that it does not know, so compiling with it is seen."""
+    with_option = dataclasses.replace(KERNELS["plain"], compiler_options=(("no_such_option", True),))
+    monkeypatch.setitem(KERNELS, "plain", with_option)
+    optimizer, compute = optax.sgd(0.1), mp.Compute(attention="plain")
+    state = mp.train.init_train_state(tiny.params, optimizer, rng=jax.random.key(0))
+    step = mp.train.make_train_step(distill, optimizer, config=tiny.config, compute=compute)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="no_such_option"):
+        step(state, batch)
+    _, metrics = jax.jit(step)(state, batch)  # part of the user's program, which has the user's options
+    assert np.isfinite(metrics["loss"])
 
 
 @pytest.mark.parametrize(

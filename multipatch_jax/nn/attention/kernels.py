@@ -60,7 +60,8 @@ KERNELS = {
         # of q, k and v into one, whose result it then copies three times.
         compiler_options=(("xla_gpu_enable_triton_gemm", False), ("xla_gpu_dot_merger_threshold_mb", "0")),
         is_available=_cuda_wheels,
-        needs='the CUDA wheels to be exported (pip install "multipatch_jax[cuda12]")',
+        needs="an NVIDIA GPU of compute capability 8.0 (Ampere) or later, and to be exported the CUDA wheels "
+        '(pip install "multipatch_jax[cuda12]")',
         unstable_calls=("__cudnn$fmhaSoftmax",),
     ),
     "pallas_tpu": Kernel(function=pallas_tpu, platforms=("tpu",)),
