@@ -6,7 +6,6 @@ tokenised as the reference does it (transformers 5.23).
 
 import dataclasses
 import functools
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -94,7 +93,7 @@ class Processor:
 
         Raises:
           FileNotFoundError: the folder or id does not exist, or has no tokenizer.json.
-          ValueError: a file is damaged.
+          ValueError: `name_or_path` is no path, or a file is damaged.
           ImportError: the extra `text` is not installed.
         """
         try:
@@ -102,8 +101,6 @@ class Processor:
             import tokenizers  # noqa: F401
         except ImportError as error:
             raise ImportError(f'A Processor needs the extra "text" ({error}): install multipatch_jax[text].') from error
-        if not isinstance(name_or_path, (str, os.PathLike)) or not str(name_or_path):
-            raise ValueError(f"A Processor is loaded from a folder or a hub id, got {name_or_path!r:.60}.")
         hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
         folder = local_folder(name_or_path) or download(str(name_or_path), **hub)
         tokenizer, settings = read_tokenizer(folder), read_settings(folder)
