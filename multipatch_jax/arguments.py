@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def require_positive(name: str, value: Any, unit: str = "", *, or_none: bool = False) -> int:
+def require_positive(name: str, value: Any, unit: str = "") -> int:
     """Return `value` as a plain int, or raise an error that names it.
 
     Args:
@@ -22,8 +22,6 @@ def require_positive(name: str, value: Any, unit: str = "", *, or_none: bool = F
       value: what the user passed.
       unit: what the value counts, for the error message: "tiles" gives "a positive number of tiles". Without a unit the
         message says "a positive integer".
-      or_none: whether the message adds "or None". The function itself refuses None, so the caller handles None
-        before the call.
 
     Raises:
       ValueError: `value` is not an integer of at least 1. NumPy integers are integers here; True and False are not.
@@ -31,7 +29,12 @@ def require_positive(name: str, value: Any, unit: str = "", *, or_none: bool = F
     if isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 1:
         return int(value)
     expected = f"a positive number of {unit}" if unit else "a positive integer"
-    raise ValueError(f"{name} must be {expected}{' or None' if or_none else ''}, got {value!r}.")
+    raise ValueError(f"{name} must be {expected}, got {value!r}.")
+
+
+def require_positive_or_none(name: str, value: Any, unit: str) -> int | None:
+    """Return None as it is; otherwise, do as `require_positive`, with an error that names None too."""
+    return None if value is None else require_positive(name, value, f"{unit} or None")
 
 
 def require_type(name: str, value: Any, kind: type) -> None:

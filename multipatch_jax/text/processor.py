@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from multipatch_jax.arguments import require_positive, require_type
+from multipatch_jax.arguments import require_positive_or_none, require_type
 from multipatch_jax.checkpoint import local_folder
 from multipatch_jax.config import ModelConfig
 from multipatch_jax.image import TilePlan, load_image, plan_tiles
@@ -181,8 +181,7 @@ class Processor:
         if side not in SIDES:
             raise ValueError(f'padding_side must be "left", "right" or None, got {side!r}.')
         _check_switch(add_generation_prompt)
-        if max_length is not None:
-            max_length = require_positive("max_length", max_length, "tokens", or_none=True)
+        max_length = require_positive_or_none("max_length", max_length, "tokens")
         if isinstance(texts, str) or not isinstance(texts, Sequence) or not texts or isinstance(texts[0], Mapping):
             raise ValueError("texts must be a list of at least one text or chat; for a single one, pass [text].")
         if self.tokenizer.token_to_id(IMAGE) != config.image_token_id:
