@@ -55,19 +55,16 @@ def _is_real(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
-def require_number(name: str, value: Any, least: float = 0, *, above: bool = False) -> None:
-    """Raise a ValueError that names the argument unless `value` is a finite number of at least `least`.
+def require_number(name: str, value: Any, *, above: bool = False) -> None:
+    """Raise a ValueError that names the argument unless `value` is a finite number of at least 0.
 
     Args:
       name: name of the value, for the error message.
       value: what the user passed.
-      least: the smallest value that is allowed.
-      above: whether `least` itself is refused.
+      above: whether 0 itself is refused.
     """
-    if not _is_real(value) or not least <= value < math.inf or (above and value == least):
-        raise ValueError(
-            f"{name} must be a finite number {'above' if above else 'of at least'} {least}, got {value!r}."
-        )
+    if not _is_real(value) or not 0 <= value < math.inf or (above and value == 0):
+        raise ValueError(f"{name} must be a finite number {'above' if above else 'of at least'} 0, got {value!r}.")
 
 
 def require_integer(name: str, value: Any, least: int, most: int | None = None) -> int:
