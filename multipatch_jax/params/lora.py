@@ -42,7 +42,7 @@ def add_lora(rng: jax.Array, params: Params, *, kernels: str = "(q_proj|v_proj)/
     factors = {}
     for key, (path, kernel) in zip(jax.random.split(rng, len(chosen)), sorted(chosen.items()), strict=True):
         *stack, rows, columns = kernel.shape
-        if not 1 <= rank <= min(rows, columns):
+        if rank > min(rows, columns):
             raise ValueError(f"rank must be 1 to {min(rows, columns)} for {path} {kernel.shape}, got {rank}.")
         factors[f"{path}/a"] = jax.random.normal(key, (*stack, rows, rank), jnp.float32) * rows**-0.5
         factors[f"{path}/b"] = jnp.zeros((*stack, rank, columns), jnp.float32)
