@@ -8,6 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
+from multipatch_jax.arguments import require_type
 from multipatch_jax.checkpoint.hf_keys import KEYS, MARK, check_ignore_keys, read_section, short
 from multipatch_jax.config import ConnectorConfig, ModelConfig, RopeConfig, TextConfig, TilingConfig, VisionConfig
 from multipatch_jax.files import read_json, require_path
@@ -179,8 +180,7 @@ def config_to_hf(config: ModelConfig) -> tuple[dict[str, Any], dict[str, Any]]:
         what the reference does, the connector is not the reference's, or a retriever has another embedding size than
         the reference's, so the files cannot express it.
     """
-    if not isinstance(config, ModelConfig):
-        raise ValueError(f"config must be a ModelConfig, got {type(config).__name__}.")
+    require_type("config", config, ModelConfig)
     if config.connector.kind != ConnectorConfig.kind:
         raise ValueError(
             f'config.json cannot say ConnectorConfig.kind="{config.connector.kind}": the reference only has '

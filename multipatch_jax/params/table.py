@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from multipatch_jax.arguments import require_type
 from multipatch_jax.config import ModelConfig
 from multipatch_jax.nn import connector_of
 from multipatch_jax.params.tree import flatten
@@ -115,11 +116,6 @@ class Tensor:
         return shape if self.layer is None else (self.num_layers, *shape)
 
 
-def _require_model(config: Any) -> None:
-    if not isinstance(config, ModelConfig):
-        raise ValueError(f"config must be a ModelConfig, got {type(config).__name__}.")
-
-
 def _check_names(parts: Any) -> set[str]:
     """Return one name or several of `PARTS` as a set; "all" stands for all of them."""
     names = (parts,) if isinstance(parts, str) or not isinstance(parts, Iterable) else tuple(parts)
@@ -139,7 +135,7 @@ def check_parts(config: ModelConfig, parts: Iterable[str]) -> tuple[str, ...]:
     Raises:
       ValueError: no names, an unknown name, or a part of the language model where `config.text` is None.
     """
-    _require_model(config)
+    require_type("config", config, ModelConfig)
     asked = _check_names(parts)
     if asked & {"embeddings", "text"} and config.text is None:
         raise ValueError("The language model's parts were asked for, but this config has text=None.")
@@ -181,7 +177,7 @@ def _model_rows(config: ModelConfig) -> tuple[_Row, ...]:
 
 def count_tensors(config: ModelConfig, parts: Iterable[str]) -> int:
     """Return how many tensors a checkpoint of this config has in `parts`, without listing them."""
-    _require_model(config)
+    require_type("config", config, ModelConfig)
     return sum(row.num_layers or 1 for row in _model_rows(config) if row.part in parts)
 
 
@@ -211,7 +207,7 @@ def tensors(config: ModelConfig) -> Mapping[str, Tensor]:
     Raises:
       ValueError: `config` is no `ModelConfig`.
     """
-    _require_model(config)
+    require_type("config", config, ModelConfig)
     return _by_name(config)
 
 
@@ -221,7 +217,7 @@ def param_shapes(config: ModelConfig, parts: Iterable[str] = ("vision", "connect
     Raises:
       ValueError: `config` is no `ModelConfig`, or `parts` are no names of `PARTS`.
     """
-    _require_model(config)
+    require_type("config", config, ModelConfig)
     names, shapes = _check_names(parts), {}
     for row in _model_rows(config):
         if row.part in names:

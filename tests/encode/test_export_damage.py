@@ -174,7 +174,7 @@ def test_platforms_may_be_one_name_or_any_iterable(tiny, tmp_path):
         ({"platforms": "gpu"}, "platforms must be some of cpu, cuda, tpu, got gpu"),
         ({"platforms": iter(())}, "platforms must be some of cpu, cuda, tpu, got none"),
         ({"path": None}, "path must be the path of a file or folder, got None"),
-        ({"config": None}, "config must be a ModelConfig, got NoneType"),
+        ({"config": None}, "config must be a ModelConfig, got None"),
         ({"params": None}, "params must be a nested dict"),
         ({"params": {}}, "not of this config"),
         ({"compute": None}, "compute must be"),
