@@ -19,7 +19,7 @@ from multipatch_jax.checkpoint.side_files import SIDE_FILES, copy_side_files
 from multipatch_jax.checkpoint.whole import check_whole, own_subtrees
 from multipatch_jax.config import DTYPES, ModelConfig
 from multipatch_jax.files import new_folder, require_path
-from multipatch_jax.params import PARTS, check_parts, flatten, merge_lora, unflatten
+from multipatch_jax.params import check_part_names, check_parts, flatten, merge_lora, unflatten
 
 Shardings = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
 
@@ -65,7 +65,7 @@ def from_pretrained(
       CheckpointError: a file is damaged, or a tensor is missing, unexpected, or of another shape or dtype.
       ValueError: a config key or value, a part or the dtype is not supported.
     """
-    dtype, parts = _check_dtype(dtype), _check_names(parts)
+    dtype, parts = _check_dtype(dtype), check_part_names(parts)
     if sharding is not None and not callable(sharding):
         raise ValueError(f"sharding must be a function (path, shape) -> sharding, got {type(sharding).__name__}.")
     folder = local_folder(name_or_path)
@@ -113,7 +113,7 @@ def find_folder(
     from huggingface_hub import try_to_load_from_cache
 
     repo_id = str(name_or_path)
-    folder = download(repo_id, _check_names(parts), ignore_keys=ignore_keys, **hub)
+    folder = download(repo_id, check_part_names(parts), ignore_keys=ignore_keys, **hub)
     hub["revision"] = folder.name  # the cache names a snapshot's folder after its commit
     for name in SIDE_FILES:
         # The cache also knows which files a commit does not have.
@@ -247,15 +247,3 @@ def _check_dtype(dtype: Any) -> Any:
         name = f"{dtype!r:.50}" if found is None else found.name
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)} or None, got {name}.")
     return found
-
-
-def _check_names(parts: Iterable[str]) -> tuple[str, ...]:
-    """Return `parts`, one name or several, as a tuple; "all" stands for all of them."""
-    if isinstance(parts, str) or not isinstance(parts, Iterable):
-        parts = (parts,)
-    parts = tuple(parts)
-    if parts == ("all",):
-        return PARTS
-    if not parts or any(part not in PARTS for part in parts):
-        raise ValueError(f'parts must name some of {PARTS}, or be "all", got {parts!r:.200}.')
-    return parts

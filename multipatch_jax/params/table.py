@@ -116,17 +116,21 @@ class Tensor:
         return shape if self.layer is None else (self.num_layers, *shape)
 
 
-def _check_names(parts: Any) -> set[str]:
-    """Return one name or several of `PARTS` as a set; "all" stands for all of them."""
+def check_part_names(parts: str | Iterable[str]) -> tuple[str, ...]:
+    """Return one name or several of `PARTS` as a tuple; "all" stands for all of them.
+
+    Raises:
+      ValueError: no names, or an unknown name.
+    """
     names = (parts,) if isinstance(parts, str) or not isinstance(parts, Iterable) else tuple(parts)
     if names == ("all",):
-        return set(PARTS)
+        return PARTS
     if not names or any(name not in PARTS for name in names):
-        raise ValueError(f"parts must name some of {PARTS}, got {repr(parts)[:200]}.")
-    return set(names)
+        raise ValueError(f'parts must name some of {PARTS}, or be "all", got {names!r:.200}.')
+    return names
 
 
-def check_parts(config: ModelConfig, parts: Iterable[str]) -> tuple[str, ...]:
+def check_parts(config: ModelConfig, parts: str | Iterable[str]) -> tuple[str, ...]:
     """Return `parts` in the order of `PARTS`, with "embeddings" added where "text" is among them.
 
     Args:
@@ -136,7 +140,7 @@ def check_parts(config: ModelConfig, parts: Iterable[str]) -> tuple[str, ...]:
       ValueError: no names, an unknown name, or a part of the language model where `config.text` is None.
     """
     require_type("config", config, ModelConfig)
-    asked = _check_names(parts)
+    asked = set(check_part_names(parts))
     if asked & {"embeddings", "text"} and config.text is None:
         raise ValueError("The language model's parts were asked for, but this config has text=None.")
     return tuple(part for part in PARTS if part in asked or (part == "embeddings" and "text" in asked))
@@ -218,7 +222,7 @@ def param_shapes(config: ModelConfig, parts: Iterable[str] = ("vision", "connect
       ValueError: `config` is no `ModelConfig`, or `parts` are no names of `PARTS`.
     """
     require_type("config", config, ModelConfig)
-    names, shapes = _check_names(parts), {}
+    names, shapes = check_part_names(parts), {}
     for row in _model_rows(config):
         if row.part in names:
             shape = tuple(row.shape[axis] for axis in row.axes)
