@@ -33,6 +33,11 @@ def read_eos_ids(folder: Path, processor: Processor) -> tuple[int, ...]:
         found = content.get("eos_token_id")
         if found is not None:
             return _ids(path, found)
+    return eos_ids_of_tokenizer(processor)
+
+
+def eos_ids_of_tokenizer(processor: Processor) -> tuple[int, ...]:
+    """Return the id of the tokenizer's own `eos_token`, or nothing if it has none."""
     token = processor.special_tokens.get("eos_token")
     token_id = None if token is None else processor.tokenizer.token_to_id(token)
     return () if token_id is None else (token_id,)
