@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import multipatch_jax as mp
-from multipatch_jax.encode.export_files import digest_of_file, digest_of_manifest
+from multipatch_jax.encode.export_files import digest_of_manifest
+from multipatch_jax.files import digest_of_file
 
 
 @pytest.fixture(scope="module")
