@@ -93,11 +93,12 @@ def _taken(base: Path, config: ModelConfig, given: Any) -> dict[str, np.ndarray]
     """Return the tensors of `base` that are not among those given."""
     absent = {name: tensor for name, tensor in tensors(config).items() if name not in given}
     parts = tuple(dict.fromkeys(tensor.part for tensor in absent.values()))
+    load = hf_folder.load
     if is_saved(base):
-        parts = tuple(part for part in parts if part in saved_parts(base))
+        load, held = load_saved, saved_parts(base)  # which asks Orbax
+        parts = tuple(part for part in parts if part in held)
     if not parts:
         return {}
-    load = load_saved if is_saved(base) else hf_folder.load
     found = dict(from_params(config, unflatten(dict(load(base, config, parts)))))
     return {name: array for name, array in found.items() if name in absent}
 
