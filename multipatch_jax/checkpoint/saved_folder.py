@@ -51,10 +51,11 @@ def read_saved_config(folder: Path) -> ModelConfig:
     digests = _digests(folder)
     if digests is not None and digests["config"] != digest_of_file(folder / CONFIG_FILE):
         raise _changed(folder, [CONFIG_FILE])
+    content = read_json(folder / CONFIG_FILE)
     try:
-        return config_from_dict(read_json(folder / CONFIG_FILE))
+        return config_from_dict(content)
     except ValueError as error:
-        raise error if str(folder) in str(error) else ValueError(f"{folder / CONFIG_FILE}: {error}") from None
+        raise ValueError(f"{folder / CONFIG_FILE}: {error}") from None
 
 
 def saved_parts(folder: str | Path) -> tuple[str, ...]:
