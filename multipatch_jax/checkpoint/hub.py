@@ -66,9 +66,8 @@ def fetch(
         )
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        reason = lines[1 if "Client Error" in lines[0] and lines[1:] else 0].rstrip(
-            "."
-        )  # the first has only the number
+        has_only_a_number = "Client Error" in lines[0] and len(lines) > 1
+        reason = lines[1 if has_only_a_number else 0].rstrip(".")
         commits = _cached_commits(repo_id, cache_dir)
         hint = f" The cache has {', '.join(commits[:5])}: pass one as revision=." if commits and not revision else ""
         raise FileNotFoundError(
