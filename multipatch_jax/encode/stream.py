@@ -202,7 +202,8 @@ def iter_encode_images(
     stats = StreamStats() if stats is None else stats
     total = len(images) if isinstance(images, Sized) else None
     bar = tqdm(total=total, desc="encoding", unit=" images", disable=not progress)
-    prepared = read_ahead(images, config.tiling, on_device=tile_on != "host" and cache is None)
+    on_device = tile_on != "host" and cache is None
+    prepared = read_ahead(images, config.tiling, on_device=on_device, form=execution.resize_form)
     return _stream(TileQueue(own, execution, stats), prepared, on_error, cache, stats, bar, with_plans)
 
 
