@@ -148,7 +148,7 @@ class TileQueue:
         """Add the tiles of an image, with a function for each that receives its tokens."""
         if image.tiles is not None:
             self.append_tiles(image.tiles, deliver)
-        elif image.pixels is not None:
+        else:
             self._append(functools.partial(_append_image, steps=image.steps), image.pixels, deliver)
 
     def append_tiles(self, tiles: UInt8[np.ndarray, "N M M 3"], deliver: Sequence[Deliver]) -> None:
