@@ -18,14 +18,14 @@ from multipatch_jax.checkpoint import local_folder
 from multipatch_jax.config import ModelConfig
 from multipatch_jax.image import TilePlan, load_image, plan_tiles
 from multipatch_jax.text.answers import answer_spans
-from multipatch_jax.text.chat import VIDEO_TEMPLATE, read_template
-from multipatch_jax.text.folder import SIDES, download, read_settings, read_tokenizer
 from multipatch_jax.text.messages import NEXT, Chat, Messages, check_keys, read_messages
 from multipatch_jax.text.packing import pad
 from multipatch_jax.text.places import Rendered, render_whole
 from multipatch_jax.text.prompt import IMAGE
 from multipatch_jax.text.sample import Sample, tokenize
 from multipatch_jax.text.template import Spans, render
+from multipatch_jax.text.template_file import VIDEO_TEMPLATE, read_template
+from multipatch_jax.text.tokenizer_files import SIDES, download, read_settings, read_tokenizer
 from multipatch_jax.text.video import VIDEO
 
 VIDEO_TOKENS = ("<|im_start|>", "<end_of_utterance>")  # VIDEO_TEMPLATE is for tokenizers that have them

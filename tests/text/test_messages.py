@@ -13,7 +13,7 @@ from transformers.models.smolvlm import processing_smolvlm
 
 import multipatch_jax as mp
 from multipatch_jax.text import VideoPlan
-from multipatch_jax.text.chat import VIDEO_TEMPLATE
+from multipatch_jax.text.template_file import VIDEO_TEMPLATE
 from tests.helpers.tokenizer import IMAGE
 
 
