@@ -19,7 +19,7 @@ from multipatch_jax.checkpoint.side_files import SIDE_FILES, copy_side_files
 from multipatch_jax.checkpoint.whole import check_whole, own_subtrees
 from multipatch_jax.config import DTYPES, ModelConfig
 from multipatch_jax.files import new_folder, require_path
-from multipatch_jax.params import check_part_names, check_parts, flatten, merge_lora, unflatten
+from multipatch_jax.params import Params, check_part_names, check_parts, flatten, merge_lora, unflatten
 
 Shardings = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
 
@@ -36,7 +36,7 @@ def from_pretrained(
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
     ignore_keys: Collection[str] = (),
-) -> tuple[ModelConfig, dict[str, Any]]:
+) -> tuple[ModelConfig, Params]:
     """Load a model's config and params.
 
     Args:
@@ -149,9 +149,7 @@ def read_config(folder: Path, ignore_keys: Collection[str] = ()) -> ModelConfig:
     raise FileNotFoundError(f"{known} {other_folder(folder)}".strip())
 
 
-def save_pretrained(
-    path: str | Path, config: ModelConfig, params: dict[str, Any], *, base: str | Path | None = None
-) -> None:
+def save_pretrained(path: str | Path, config: ModelConfig, params: Params, *, base: str | Path | None = None) -> None:
     """Write a folder that `from_pretrained` reads: the config as JSON, the params with Orbax, and digests of both.
 
     The folder is written under a temporary name beside `path` and then renamed, so that a half-written model is never
@@ -180,7 +178,7 @@ def save_pretrained(
 def export_hf(
     path: str | Path,
     config: ModelConfig,
-    params: dict[str, Any],
+    params: Params,
     *,
     base: str | Path | None = None,
     dtype: Any = None,
