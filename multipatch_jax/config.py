@@ -227,7 +227,7 @@ class TextConfig:
             )
 
 
-PARTS = {"vision": VisionConfig, "connector": ConnectorConfig, "tiling": TilingConfig, "text": TextConfig}
+_SECTIONS = {"vision": VisionConfig, "connector": ConnectorConfig, "tiling": TilingConfig, "text": TextConfig}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,7 +250,7 @@ class ModelConfig:
     embedding_size: int | None = None
 
     def __post_init__(self):
-        for name, kind in PARTS.items():
+        for name, kind in _SECTIONS.items():
             if name != "text" or self.text is not None:
                 _require(self, kind, name)
         _require_int(self, "image_token_id", least=0)
@@ -293,7 +293,7 @@ def config_from_dict(raw: dict[str, Any]) -> ModelConfig:
         text = fields.get("text")
         if isinstance(text, dict) and isinstance(text.get("rope_scaling"), dict):
             fields["text"] = text | {"rope_scaling": RopeConfig(**text["rope_scaling"])}
-        fields |= {key: cls(**fields[key]) for key, cls in PARTS.items() if fields.get(key) is not None}
+        fields |= {key: cls(**fields[key]) for key, cls in _SECTIONS.items() if fields.get(key) is not None}
         return ModelConfig(**fields)
     except TypeError as error:
         raise ValueError(f"Not a config that this version wrote: {error}.") from None
