@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from multipatch_jax.plot.panels import INK
+from multipatch_jax.plot.panels import COLORS, FAINT, INK, MARK
 
 
 class Sheet:
     """Axes that cover a figure, from (0, 0) at its lower left, in inches."""
 
-    grey, faint, blue, orange, mark = "#6a6a78", "#d8d8e0", "#3b6fb6", "#e08a2e", "#ff4060"
+    grey, faint, blue, orange, mark = "#6a6a78", FAINT, *COLORS[:2], MARK
 
     def __init__(self, axes: Any, width: float, height: float):
         """Take the whole of `axes`, of a figure of this size."""
