@@ -45,8 +45,8 @@ class Sheet:
         edge = self.faint if edge is None else edge
         self._axes.add_patch(Rectangle((x, y), width, height, facecolor=face, edgecolor=edge, linewidth=width_of_line))
 
-    def arrow(self, start: float, end: float, y: float = 4.55) -> None:
-        """Draw an arrow to the right."""
+    def arrow(self, start: float, end: float, y: float) -> None:
+        """Draw an arrow to the right, at the height `y`."""
         self._arrow((start, y), (end, y), "arc3")
 
     def elbow(self, start: tuple[float, float], end: tuple[float, float], y: float) -> None:
