@@ -205,11 +205,7 @@ def export_hf(
       FileExistsError: `path` exists.
     """
     path, dtype = require_path("path", path), _check_dtype(dtype)
-    if isinstance(params, dict):
-        try:
-            params = merge_lora(params)
-        except (KeyError, AttributeError, TypeError):
-            raise ValueError('params["lora"] must hold factors a and b of kernels, as add_lora makes them.') from None
+    params = merge_lora(params)
     check_whole(config, params)
     own = own_subtrees(config, params)
     if own:
