@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Float32, Int, Shaped
 
 from multipatch_jax.arguments import check_array, require_tree, require_type
 from multipatch_jax.config import ModelConfig
-from multipatch_jax.nn import Compute, LlamaModel, logits, resolve_compute
+from multipatch_jax.nn import Compute, LlamaModel, logits, resolve_decoder_compute
 from multipatch_jax.params import Params, check_params, check_parts
 
 
@@ -94,9 +94,8 @@ def _prepare(
         _check_integers("attention_mask", attention_mask, shape, 1)
     if position_ids is not None:
         _check_integers("position_ids", position_ids, shape, 2**31 - 1)
-    compute = resolve_compute(compute, text["layers"]["self_attn"]["q_proj"]["kernel"].dtype.name)
     used = {name: params[name] for name in ("text_model", "lm_head") if name in params}
-    return used, inputs_embeds, attention_mask, position_ids, config.text, compute
+    return used, inputs_embeds, attention_mask, position_ids, config.text, resolve_decoder_compute(params, compute)
 
 
 def _check_integers(name: str, array: Any, shape: tuple[int, int], most: int) -> None:
