@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+LARGEST_INT = 2**31 - 1  # JAX's integers have 32 bits
+
 
 def require_positive(name: str, value: Any, unit: str = "") -> int:
     """Return `value` as a plain int, or raise an error that names it.

@@ -13,12 +13,11 @@ import reprlib
 import sys
 from typing import Any, NoReturn
 
-from multipatch_jax.arguments import require_choices
+from multipatch_jax.arguments import LARGEST_INT, require_choices
 from multipatch_jax.resamplers import FILTERS, RESAMPLERS
 
 DTYPES = ("float32", "bfloat16", "float16")
 BOOL = (True, False)
-LARGEST = 2**31 - 1  # JAX's integers have 32 bits
 
 
 def _is_number(value: Any, kind: type) -> bool:
@@ -31,13 +30,13 @@ def _refuse(config: Any, name: str, expected: str) -> NoReturn:
 
 
 def _require_int(config: Any, *names: str, least: int = 1) -> None:
-    """Check integers from `least` to `LARGEST`, and store them as plain ones."""
+    """Check integers from `least` to `LARGEST_INT`, and store them as plain ones."""
     for name in names:
         value: Any = getattr(config, name)
         if not _is_number(value, numbers.Integral) or value < least:
             _refuse(config, name, "a positive integer" if least == 1 else f"an integer of at least {least}")
-        if value > LARGEST:
-            _refuse(config, name, f"at most {LARGEST}")
+        if value > LARGEST_INT:
+            _refuse(config, name, f"at most {LARGEST_INT}")
         object.__setattr__(config, name, int(value))  # the dataclasses are frozen
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from multipatch_jax.arguments import LARGEST_INT
 from multipatch_jax.files import read_json
 from multipatch_jax.text import Processor
 
@@ -46,6 +47,6 @@ def eos_ids_of_tokenizer(processor: Processor) -> tuple[int, ...]:
 def _ids(path: Path, found: Any) -> tuple[int, ...]:
     """Return one id or a list of them as a tuple, or raise a ValueError that names the file."""
     ids = found if isinstance(found, list) else [found]
-    if not all(isinstance(one, int) and not isinstance(one, bool) and 0 <= one < 2**31 for one in ids):
+    if not all(isinstance(one, int) and not isinstance(one, bool) and 0 <= one <= LARGEST_INT for one in ids):
         raise ValueError(f"{path}: eos_token_id must be an id from 0, or a list of them, got {found!r:.60}.")
     return tuple(dict.fromkeys(ids))

@@ -9,7 +9,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Float32, Int, Shaped
 
-from multipatch_jax.arguments import check_array, require_tree, require_type
+from multipatch_jax.arguments import LARGEST_INT, check_array, require_tree, require_type
 from multipatch_jax.config import ModelConfig, TextConfig
 from multipatch_jax.nn import Compute, LlamaModel, logits, resolve_decoder_compute
 from multipatch_jax.params import Params, check_params, check_parts
@@ -93,7 +93,7 @@ def _prepare(
     if attention_mask is not None:
         _check_integers("attention_mask", attention_mask, shape, 1)
     if position_ids is not None:
-        _check_integers("position_ids", position_ids, shape, 2**31 - 1)
+        _check_integers("position_ids", position_ids, shape, LARGEST_INT)
     used = {name: params[name] for name in ("text_model", "lm_head") if name in params}
     return used, inputs_embeds, attention_mask, position_ids, config.text, resolve_decoder_compute(params, compute)
 

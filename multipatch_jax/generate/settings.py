@@ -8,10 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from multipatch_jax.arguments import require_integer, require_number, require_positive, require_positive_or_none
+from multipatch_jax.arguments import (
+    LARGEST_INT,
+    require_integer,
+    require_number,
+    require_positive,
+    require_positive_or_none,
+)
 from multipatch_jax.generate.sampling import Sampling
-
-LARGEST = 2**31 - 1  # int32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +56,7 @@ class GenerationSettings:
         checked = {
             "max_new_tokens": require_positive("max_new_tokens", self.max_new_tokens, "tokens"),
             "top_k": require_positive_or_none("top_k", self.top_k, "tokens"),
-            "seed": require_integer("seed", self.seed, 0, LARGEST),
+            "seed": require_integer("seed", self.seed, 0, LARGEST_INT),
             "stop": _stops(self.stop),
         }
         require_number("temperature", self.temperature)
@@ -70,7 +74,7 @@ class GenerationSettings:
         with np.errstate(over="ignore", under="ignore"):  # far outside of float32 they are its 0 and infinity
             return Sampling(
                 temperature=np.asarray(self.temperature, np.float32),
-                top_k=np.asarray(min(self.top_k or 0, LARGEST), np.int32),
+                top_k=np.asarray(min(self.top_k or 0, LARGEST_INT), np.int32),
                 top_p=np.asarray(1 if self.top_p is None else self.top_p, np.float32),
                 min_p=np.asarray(self.min_p or 0, np.float32),
                 repetition_penalty=np.asarray(self.repetition_penalty, np.float32),

@@ -11,7 +11,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Int32
 
-from multipatch_jax.arguments import require_integer
+from multipatch_jax.arguments import LARGEST_INT, require_integer
 from multipatch_jax.params import Params
 
 
@@ -227,8 +227,8 @@ def labels_for(
         your own jit no error can depend on values; there such labels are all `ignore_index`.
     """
     _check_integers("input_ids", input_ids)
-    require_integer("image_token_id", image_token_id, 0, 2**31 - 1)
-    require_integer("ignore_index", ignore_index, -(2**31), 2**31 - 1)
+    require_integer("image_token_id", image_token_id, 0, LARGEST_INT)
+    require_integer("ignore_index", ignore_index, -LARGEST_INT - 1, LARGEST_INT)
     masks = {"attention_mask": attention_mask, "assistant_mask": assistant_mask}
     for name, mask in masks.items():
         if mask is None:
