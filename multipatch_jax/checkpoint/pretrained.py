@@ -11,6 +11,7 @@ import jax
 
 from multipatch_jax.checkpoint import hf_export, hf_folder, saved_folder
 from multipatch_jax.checkpoint.hf_config import read_hf_config
+from multipatch_jax.checkpoint.hf_keys import check_ignore_keys
 from multipatch_jax.checkpoint.hub import download, fetch_if_there
 from multipatch_jax.checkpoint.other_folder import other_folder
 from multipatch_jax.checkpoint.saved_folder import CONFIG_FILE, is_saved, load_saved, read_saved_config
@@ -70,8 +71,7 @@ def from_pretrained(
         raise ValueError(f"sharding must be a function (path, shape) -> sharding, got {type(sharding).__name__}.")
     folder = local_folder(name_or_path)
     hub = _hub_options(revision, token, cache_dir, local_files_only)
-    if isinstance(ignore_keys, str) or not isinstance(ignore_keys, Collection):
-        raise ValueError(f'ignore_keys must be a tuple of keys such as ("key",), got {ignore_keys!r:.50}.')
+    check_ignore_keys(ignore_keys)  # before the download
     if folder is None:
         folder = download(str(name_or_path), parts, ignore_keys=ignore_keys, **hub)
     config = read_config(folder, ignore_keys)
