@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 import multipatch_jax as mp
-from multipatch_jax.cli.model import is_watched
+from multipatch_jax.cli.printing import is_watched
 from multipatch_jax.cli.tokens_file import tokens_file
 from multipatch_jax.files import replace_file
 from multipatch_jax.params import Params
