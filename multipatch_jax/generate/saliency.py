@@ -78,7 +78,7 @@ def saliency(
     config: ModelConfig,
     compute: Compute,
 ) -> Float32[Array, "B S"]:
-    """Compute what `token_saliency` returns; the arguments are its, checked."""
+    """Compute what `token_saliency` returns, from its arguments after they were checked."""
     text = config.text
     assert text is not None
     targets = jnp.take_along_axis(input_ids, jnp.maximum(places, 0), axis=1)
