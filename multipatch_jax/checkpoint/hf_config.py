@@ -16,7 +16,7 @@ from multipatch_jax.presets import PRESETS
 from multipatch_jax.resamplers import FILTERS
 
 RETRIEVER, EMBEDDING_SIZE = "ColIdefics3", 128  # this class of the reference has only this size
-PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
+CONFIG, PREPROCESSOR, PROCESSOR = "config.json", "preprocessor_config.json", "processor_config.json"
 OTHERS = ("do_center_crop",)  # keys of other image processors, which the reference's do not write
 ROPE_KEYS = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
 LLAMA3_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
@@ -238,7 +238,7 @@ def read_hf_config(folder: str | Path, ignore_keys: Collection[str] = ()) -> Mod
       ValueError: as in `config_from_hf`, or a file is not valid JSON.
     """
     folder = require_path("folder", folder)
-    config = read_json(folder / "config.json")
+    config = read_json(folder / CONFIG)
     if config.get("type") == "smolvla":
         return _smolvla(config)
     if (folder / PREPROCESSOR).is_file():

@@ -12,7 +12,7 @@ import numpy as np
 
 from multipatch_jax.checkpoint import hf_folder
 from multipatch_jax.checkpoint.finite import check_numbers
-from multipatch_jax.checkpoint.hf_config import PREPROCESSOR, PROCESSOR, config_to_hf
+from multipatch_jax.checkpoint.hf_config import CONFIG, PREPROCESSOR, PROCESSOR, config_to_hf
 from multipatch_jax.checkpoint.hf_folder import WEIGHTS
 from multipatch_jax.checkpoint.hf_keys import KEYS, MARK, REFUSED
 from multipatch_jax.checkpoint.saved_folder import CONFIG_FILE, DIGESTS, is_saved, load_saved, saved_parts
@@ -21,7 +21,6 @@ from multipatch_jax.config import ModelConfig
 from multipatch_jax.files import read_json, write_json
 from multipatch_jax.params import Params, from_params, tensors, unflatten
 
-CONFIG = "config.json"
 JSON = dict[str, Any]
 
 

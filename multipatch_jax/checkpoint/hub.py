@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from multipatch_jax.checkpoint import hf_folder
-from multipatch_jax.checkpoint.hf_config import read_hf_config
+from multipatch_jax.checkpoint.hf_config import CONFIG, PREPROCESSOR, PROCESSOR, read_hf_config
 from multipatch_jax.checkpoint.hf_folder import INDEX, WEIGHTS
 
 
@@ -138,10 +138,10 @@ def download(
       ValueError: the config or the index, which decide which shards are needed, cannot be read.
     """
     options: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-    folder = fetch(repo_id, "config.json", revision=revision, **options).parent
+    folder = fetch(repo_id, CONFIG, revision=revision, **options).parent
     options["revision"] = folder.name  # the cache names a snapshot's folder after its commit
-    if not fetch_if_there(repo_id, "preprocessor_config.json", **options):
-        fetch_if_there(repo_id, "processor_config.json", **options)
+    if not fetch_if_there(repo_id, PREPROCESSOR, **options):
+        fetch_if_there(repo_id, PROCESSOR, **options)
     if (folder / WEIGHTS).is_file() and not (folder / INDEX).is_file():
         return folder  # a request for the index would fail without a network
     if fetch_if_there(repo_id, INDEX, **options):

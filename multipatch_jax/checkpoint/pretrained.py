@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from multipatch_jax.checkpoint import hf_export, hf_folder, saved_folder
-from multipatch_jax.checkpoint.hf_config import read_hf_config
+from multipatch_jax.checkpoint.hf_config import CONFIG, read_hf_config
 from multipatch_jax.checkpoint.hf_keys import check_ignore_keys
 from multipatch_jax.checkpoint.hub import download, fetch_if_there
 from multipatch_jax.checkpoint.other_folder import other_folder
@@ -128,7 +128,7 @@ def needed_files(folder: Path, parts: Iterable[str]) -> list[Path]:
     if is_saved(folder):
         return sorted({*sides, *(file for file in folder.rglob("*") if file.is_file())})
     shards = hf_folder.needed_shards(folder, read_config(folder), parts)
-    return sorted({folder / "config.json", *sides, *(shards or folder.glob("*.safetensors"))})
+    return sorted({folder / CONFIG, *sides, *(shards or folder.glob("*.safetensors"))})
 
 
 def read_config(folder: Path, ignore_keys: Collection[str] = ()) -> ModelConfig:
@@ -143,9 +143,9 @@ def read_config(folder: Path, ignore_keys: Collection[str] = ()) -> ModelConfig:
     """
     if is_saved(folder):
         return read_saved_config(folder)
-    if (folder / "config.json").is_file():
+    if (folder / CONFIG).is_file():
         return read_hf_config(folder, ignore_keys)
-    known = f"{folder} has neither {CONFIG_FILE} nor config.json, so it is not a model's folder."
+    known = f"{folder} has neither {CONFIG_FILE} nor {CONFIG}, so it is not a model's folder."
     raise FileNotFoundError(f"{known} {other_folder(folder)}".strip())
 
 
