@@ -15,7 +15,7 @@ import numpy as np
 from multipatch_jax.arguments import require_positive_or_none
 from multipatch_jax.checkpoint import find_folder, is_saved, local_folder, read_config, saved_parts
 from multipatch_jax.config import DTYPES, ModelConfig
-from multipatch_jax.corpus.asking import CALL, chat_about_an_image
+from multipatch_jax.corpus.asking import chat_about_an_image, chats_of_a_call
 from multipatch_jax.corpus.cluster import ray_session, share_of_each
 from multipatch_jax.corpus.error import CorpusError
 from multipatch_jax.corpus.job import Job
@@ -257,7 +257,7 @@ def _run(
         results = rows.map_batches(
             Worker,
             fn_constructor_args=(job, manifest.base, kind, counter),
-            batch_size=min(max(BATCH, CALL * (job.batch_size or 1)) if job.prompt else BATCH, rows_per_file),
+            batch_size=min(max(BATCH, chats_of_a_call(job) if TASKS[job.task].asks else 0), rows_per_file),
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=number),
             **share,
