@@ -13,8 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+LARGEST_INT = 2**31 - 1  # JAX's integers have 32 bits
 
-def require_positive(name: str, value: Any, unit: str = "", *, or_none: bool = False) -> int:
+
+def require_positive(name: str, value: Any, unit: str = "") -> int:
     """Return `value` as a plain int, or raise an error that names it.
 
     Args:
@@ -22,8 +24,6 @@ def require_positive(name: str, value: Any, unit: str = "", *, or_none: bool = F
       value: what the user passed.
       unit: what the value counts, for the error message: "tiles" gives "a positive number of tiles". Without a unit the
         message says "a positive integer".
-      or_none: whether the message adds "or None". The function itself refuses None, so the caller handles None
-        before the call.
 
     Raises:
       ValueError: `value` is not an integer of at least 1. NumPy integers are integers here; True and False are not.
@@ -31,7 +31,12 @@ def require_positive(name: str, value: Any, unit: str = "", *, or_none: bool = F
     if isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 1:
         return int(value)
     expected = f"a positive number of {unit}" if unit else "a positive integer"
-    raise ValueError(f"{name} must be {expected}{' or None' if or_none else ''}, got {value!r}.")
+    raise ValueError(f"{name} must be {expected}, got {value!r}.")
+
+
+def require_positive_or_none(name: str, value: Any, unit: str) -> int | None:
+    """Return None as it is; otherwise, do as `require_positive`, with an error that names None too."""
+    return None if value is None else require_positive(name, value, f"{unit} or None")
 
 
 def require_type(name: str, value: Any, kind: type) -> None:
@@ -52,19 +57,16 @@ def _is_real(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
-def require_number(name: str, value: Any, least: float = 0, *, above: bool = False) -> None:
-    """Raise a ValueError that names the argument unless `value` is a finite number of at least `least`.
+def require_number(name: str, value: Any, *, above: bool = False) -> None:
+    """Raise a ValueError that names the argument unless `value` is a finite number of at least 0.
 
     Args:
       name: name of the value, for the error message.
       value: what the user passed.
-      least: the smallest value that is allowed.
-      above: whether `least` itself is refused.
+      above: whether 0 itself is refused.
     """
-    if not _is_real(value) or not least <= value < math.inf or (above and value == least):
-        raise ValueError(
-            f"{name} must be a finite number {'above' if above else 'of at least'} {least}, got {value!r}."
-        )
+    if not _is_real(value) or not 0 <= value < math.inf or (above and value == 0):
+        raise ValueError(f"{name} must be a finite number {'above' if above else 'of at least'} 0, got {value!r}.")
 
 
 def require_integer(name: str, value: Any, least: int, most: int | None = None) -> int:

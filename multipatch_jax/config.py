@@ -13,12 +13,11 @@ import reprlib
 import sys
 from typing import Any, NoReturn
 
-from multipatch_jax.arguments import require_choices
+from multipatch_jax.arguments import LARGEST_INT, require_choices
 from multipatch_jax.resamplers import FILTERS, RESAMPLERS
 
 DTYPES = ("float32", "bfloat16", "float16")
 BOOL = (True, False)
-LARGEST = 2**31 - 1  # JAX's integers have 32 bits
 
 
 def _is_number(value: Any, kind: type) -> bool:
@@ -31,13 +30,13 @@ def _refuse(config: Any, name: str, expected: str) -> NoReturn:
 
 
 def _require_int(config: Any, *names: str, least: int = 1) -> None:
-    """Check integers from `least` to `LARGEST`, and store them as plain ones."""
+    """Check integers from `least` to `LARGEST_INT`, and store them as plain ones."""
     for name in names:
         value: Any = getattr(config, name)
         if not _is_number(value, numbers.Integral) or value < least:
             _refuse(config, name, "a positive integer" if least == 1 else f"an integer of at least {least}")
-        if value > LARGEST:
-            _refuse(config, name, f"at most {LARGEST}")
+        if value > LARGEST_INT:
+            _refuse(config, name, f"at most {LARGEST_INT}")
         object.__setattr__(config, name, int(value))  # the dataclasses are frozen
 
 
@@ -227,7 +226,7 @@ class TextConfig:
             )
 
 
-PARTS = {"vision": VisionConfig, "connector": ConnectorConfig, "tiling": TilingConfig, "text": TextConfig}
+_SECTIONS = {"vision": VisionConfig, "connector": ConnectorConfig, "tiling": TilingConfig, "text": TextConfig}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,7 +249,7 @@ class ModelConfig:
     embedding_size: int | None = None
 
     def __post_init__(self):
-        for name, kind in PARTS.items():
+        for name, kind in _SECTIONS.items():
             if name != "text" or self.text is not None:
                 _require(self, kind, name)
         _require_int(self, "image_token_id", least=0)
@@ -293,7 +292,7 @@ def config_from_dict(raw: dict[str, Any]) -> ModelConfig:
         text = fields.get("text")
         if isinstance(text, dict) and isinstance(text.get("rope_scaling"), dict):
             fields["text"] = text | {"rope_scaling": RopeConfig(**text["rope_scaling"])}
-        fields |= {key: cls(**fields[key]) for key, cls in PARTS.items() if fields.get(key) is not None}
+        fields |= {key: cls(**fields[key]) for key, cls in _SECTIONS.items() if fields.get(key) is not None}
         return ModelConfig(**fields)
     except TypeError as error:
         raise ValueError(f"Not a config that this version wrote: {error}.") from None

@@ -1,4 +1,4 @@
-"""Read and write JSON, and write files and folders atomically.
+"""Read and write JSON, digest files, and write files and folders atomically.
 
 An atomic write goes to a temporary name in the same folder (".NAME.partial-..."), and the finished file or folder is
 renamed at the end. So nobody ever sees a half-written one, even if the process is killed. What a killed process left is
@@ -6,6 +6,7 @@ deleted by the next write of the same name.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -52,6 +53,12 @@ def refuse_pointer(path: Path) -> None:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON object, indented by two spaces, to `path`. This write is not atomic."""
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def digest_of_file(path: Path) -> str:
+    """Return the SHA-256 of a file's content."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def require_path(name: str, value: Any, what: str = "the path of a file or folder") -> Path:

@@ -8,6 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
+from multipatch_jax.arguments import require_type
 from multipatch_jax.checkpoint.hf_keys import KEYS, MARK, check_ignore_keys, read_section, short
 from multipatch_jax.config import ConnectorConfig, ModelConfig, RopeConfig, TextConfig, TilingConfig, VisionConfig
 from multipatch_jax.files import read_json, require_path
@@ -15,7 +16,7 @@ from multipatch_jax.presets import PRESETS
 from multipatch_jax.resamplers import FILTERS
 
 RETRIEVER, EMBEDDING_SIZE = "ColIdefics3", 128  # this class of the reference has only this size
-PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
+CONFIG, PREPROCESSOR, PROCESSOR = "config.json", "preprocessor_config.json", "processor_config.json"
 OTHERS = ("do_center_crop",)  # keys of other image processors, which the reference's do not write
 ROPE_KEYS = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
 LLAMA3_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
@@ -179,8 +180,7 @@ def config_to_hf(config: ModelConfig) -> tuple[dict[str, Any], dict[str, Any]]:
         what the reference does, the connector is not the reference's, or a retriever has another embedding size than
         the reference's, so the files cannot express it.
     """
-    if not isinstance(config, ModelConfig):
-        raise ValueError(f"config must be a ModelConfig, got {type(config).__name__}.")
+    require_type("config", config, ModelConfig)
     if config.connector.kind != ConnectorConfig.kind:
         raise ValueError(
             f'config.json cannot say ConnectorConfig.kind="{config.connector.kind}": the reference only has '
@@ -238,7 +238,7 @@ def read_hf_config(folder: str | Path, ignore_keys: Collection[str] = ()) -> Mod
       ValueError: as in `config_from_hf`, or a file is not valid JSON.
     """
     folder = require_path("folder", folder)
-    config = read_json(folder / "config.json")
+    config = read_json(folder / CONFIG)
     if config.get("type") == "smolvla":
         return _smolvla(config)
     if (folder / PREPROCESSOR).is_file():

@@ -12,7 +12,7 @@ import numpy as np
 
 from multipatch_jax.checkpoint import hf_folder
 from multipatch_jax.checkpoint.finite import check_numbers
-from multipatch_jax.checkpoint.hf_config import PREPROCESSOR, PROCESSOR, config_to_hf
+from multipatch_jax.checkpoint.hf_config import CONFIG, PREPROCESSOR, PROCESSOR, config_to_hf
 from multipatch_jax.checkpoint.hf_folder import WEIGHTS
 from multipatch_jax.checkpoint.hf_keys import KEYS, MARK, REFUSED
 from multipatch_jax.checkpoint.saved_folder import CONFIG_FILE, DIGESTS, is_saved, load_saved, saved_parts
@@ -21,7 +21,6 @@ from multipatch_jax.config import ModelConfig
 from multipatch_jax.files import read_json, write_json
 from multipatch_jax.params import Params, from_params, tensors, unflatten
 
-CONFIG = "config.json"
 JSON = dict[str, Any]
 
 
@@ -93,11 +92,12 @@ def _taken(base: Path, config: ModelConfig, given: Any) -> dict[str, np.ndarray]
     """Return the tensors of `base` that are not among those given."""
     absent = {name: tensor for name, tensor in tensors(config).items() if name not in given}
     parts = tuple(dict.fromkeys(tensor.part for tensor in absent.values()))
+    load = hf_folder.load
     if is_saved(base):
-        parts = tuple(part for part in parts if part in saved_parts(base))
+        load, held = load_saved, saved_parts(base)  # which asks Orbax
+        parts = tuple(part for part in parts if part in held)
     if not parts:
         return {}
-    load = load_saved if is_saved(base) else hf_folder.load
     found = dict(from_params(config, unflatten(dict(load(base, config, parts)))))
     return {name: array for name, array in found.items() if name in absent}
 

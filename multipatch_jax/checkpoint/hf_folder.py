@@ -87,7 +87,10 @@ def _places(config: ModelConfig, names: Iterable[str]) -> dict[str, list[str]]:
 
 def needed_shards(folder: Path, config: ModelConfig, parts: Iterable[str]) -> list[Path]:
     """Return the shards that hold a tensor of `parts`, according to the index; none if the folder has no index."""
-    index = _index(folder) or {}
+    return _shards(folder, _index(folder) or {}, config, parts)
+
+
+def _shards(folder: Path, index: dict[str, Path], config: ModelConfig, parts: Iterable[str]) -> list[Path]:
     places, wanted = _places(config, index), set(_wanted(folder, config, parts, index))
     if "text" in check_parts(config, parts):
         wanted.add(HEAD)  # a tied head is compared with the embeddings
@@ -114,7 +117,7 @@ def load(
       ValueError: `parts` are unknown, or the index is not valid JSON.
     """
     index, parts = _index(folder), check_parts(config, parts)
-    files = [folder / WEIGHTS] if index is None else needed_shards(folder, config, parts)
+    files = [folder / WEIGHTS] if index is None else _shards(folder, index, config, parts)
     stored = {name: tensor for file in files for name, tensor in read_header(file).items()}
     wanted, places = _wanted(folder, config, parts, index or stored), _places(config, index or stored)
     head = [stored[n] for n in places.pop(HEAD, []) if n in stored] if _is_tied(config) else []

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from multipatch_jax.checkpoint import hf_folder
-from multipatch_jax.checkpoint.hf_config import read_hf_config
+from multipatch_jax.checkpoint.hf_config import CONFIG, PREPROCESSOR, PROCESSOR, read_hf_config
 from multipatch_jax.checkpoint.hf_folder import INDEX, WEIGHTS
 
 
@@ -66,9 +66,8 @@ def fetch(
         )
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        reason = lines[1 if "Client Error" in lines[0] and lines[1:] else 0].rstrip(
-            "."
-        )  # the first has only the number
+        has_only_a_number = "Client Error" in lines[0] and len(lines) > 1
+        reason = lines[1 if has_only_a_number else 0].rstrip(".")
         commits = _cached_commits(repo_id, cache_dir)
         hint = f" The cache has {', '.join(commits[:5])}: pass one as revision=." if commits and not revision else ""
         raise FileNotFoundError(
@@ -139,10 +138,10 @@ def download(
       ValueError: the config or the index, which decide which shards are needed, cannot be read.
     """
     options: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-    folder = fetch(repo_id, "config.json", revision=revision, **options).parent
+    folder = fetch(repo_id, CONFIG, revision=revision, **options).parent
     options["revision"] = folder.name  # the cache names a snapshot's folder after its commit
-    if not fetch_if_there(repo_id, "preprocessor_config.json", **options):
-        fetch_if_there(repo_id, "processor_config.json", **options)
+    if not fetch_if_there(repo_id, PREPROCESSOR, **options):
+        fetch_if_there(repo_id, PROCESSOR, **options)
     if (folder / WEIGHTS).is_file() and not (folder / INDEX).is_file():
         return folder  # a request for the index would fail without a network
     if fetch_if_there(repo_id, INDEX, **options):

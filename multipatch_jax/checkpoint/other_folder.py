@@ -4,6 +4,8 @@ import itertools
 from collections.abc import Iterable
 from pathlib import Path
 
+from multipatch_jax.checkpoint.hf_config import CONFIG
+
 MOST_LOOKED_AT, MOST_NAMED = 1000, 5
 
 
@@ -22,8 +24,8 @@ def other_folder(folder: Path) -> str:
         if not snapshots:
             return "It is a repository in a hub cache, but it holds no snapshot: download it again."
         return f"It is a repository in a hub cache: pass a snapshot, {_names(map(str, snapshots))}, or its hub id."
-    models = sorted(str(path) for path in inside if (path / "config.json").is_file())
-    return f"These of its folders have a config.json: pass {_names(models)}." if models else ""
+    models = sorted(str(path) for path in inside if (path / CONFIG).is_file())
+    return f"These of its folders have a {CONFIG}: pass {_names(models)}." if models else ""
 
 
 def _names(names: Iterable[str]) -> str:

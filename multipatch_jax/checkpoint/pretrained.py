@@ -10,7 +10,8 @@ from typing import Any
 import jax
 
 from multipatch_jax.checkpoint import hf_export, hf_folder, saved_folder
-from multipatch_jax.checkpoint.hf_config import read_hf_config
+from multipatch_jax.checkpoint.hf_config import CONFIG, read_hf_config
+from multipatch_jax.checkpoint.hf_keys import check_ignore_keys
 from multipatch_jax.checkpoint.hub import download, fetch_if_there
 from multipatch_jax.checkpoint.other_folder import other_folder
 from multipatch_jax.checkpoint.saved_folder import CONFIG_FILE, is_saved, load_saved, read_saved_config
@@ -19,7 +20,7 @@ from multipatch_jax.checkpoint.side_files import SIDE_FILES, copy_side_files
 from multipatch_jax.checkpoint.whole import check_whole, own_subtrees
 from multipatch_jax.config import DTYPES, ModelConfig
 from multipatch_jax.files import new_folder, require_path
-from multipatch_jax.params import PARTS, check_parts, flatten, merge_lora, unflatten
+from multipatch_jax.params import Params, check_part_names, check_parts, flatten, merge_lora, unflatten
 
 Shardings = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
 
@@ -36,7 +37,7 @@ def from_pretrained(
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
     ignore_keys: Collection[str] = (),
-) -> tuple[ModelConfig, dict[str, Any]]:
+) -> tuple[ModelConfig, Params]:
     """Load a model's config and params.
 
     Args:
@@ -65,13 +66,12 @@ def from_pretrained(
       CheckpointError: a file is damaged, or a tensor is missing, unexpected, or of another shape or dtype.
       ValueError: a config key or value, a part or the dtype is not supported.
     """
-    dtype, parts = _check_dtype(dtype), _check_names(parts)
+    dtype, parts = _check_dtype(dtype), check_part_names(parts)
     if sharding is not None and not callable(sharding):
         raise ValueError(f"sharding must be a function (path, shape) -> sharding, got {type(sharding).__name__}.")
     folder = local_folder(name_or_path)
     hub = _hub_options(revision, token, cache_dir, local_files_only)
-    if isinstance(ignore_keys, str) or not isinstance(ignore_keys, Collection):
-        raise ValueError(f'ignore_keys must be a tuple of keys such as ("key",), got {ignore_keys!r:.50}.')
+    check_ignore_keys(ignore_keys)  # before the download
     if folder is None:
         folder = download(str(name_or_path), parts, ignore_keys=ignore_keys, **hub)
     config = read_config(folder, ignore_keys)
@@ -113,7 +113,7 @@ def find_folder(
     from huggingface_hub import try_to_load_from_cache
 
     repo_id = str(name_or_path)
-    folder = download(repo_id, _check_names(parts), ignore_keys=ignore_keys, **hub)
+    folder = download(repo_id, check_part_names(parts), ignore_keys=ignore_keys, **hub)
     hub["revision"] = folder.name  # the cache names a snapshot's folder after its commit
     for name in SIDE_FILES:
         # The cache also knows which files a commit does not have.
@@ -128,7 +128,7 @@ def needed_files(folder: Path, parts: Iterable[str]) -> list[Path]:
     if is_saved(folder):
         return sorted({*sides, *(file for file in folder.rglob("*") if file.is_file())})
     shards = hf_folder.needed_shards(folder, read_config(folder), parts)
-    return sorted({folder / "config.json", *sides, *(shards or folder.glob("*.safetensors"))})
+    return sorted({folder / CONFIG, *sides, *(shards or folder.glob("*.safetensors"))})
 
 
 def read_config(folder: Path, ignore_keys: Collection[str] = ()) -> ModelConfig:
@@ -143,15 +143,13 @@ def read_config(folder: Path, ignore_keys: Collection[str] = ()) -> ModelConfig:
     """
     if is_saved(folder):
         return read_saved_config(folder)
-    if (folder / "config.json").is_file():
+    if (folder / CONFIG).is_file():
         return read_hf_config(folder, ignore_keys)
-    known = f"{folder} has neither {CONFIG_FILE} nor config.json, so it is not a model's folder."
+    known = f"{folder} has neither {CONFIG_FILE} nor {CONFIG}, so it is not a model's folder."
     raise FileNotFoundError(f"{known} {other_folder(folder)}".strip())
 
 
-def save_pretrained(
-    path: str | Path, config: ModelConfig, params: dict[str, Any], *, base: str | Path | None = None
-) -> None:
+def save_pretrained(path: str | Path, config: ModelConfig, params: Params, *, base: str | Path | None = None) -> None:
     """Write a folder that `from_pretrained` reads: the config as JSON, the params with Orbax, and digests of both.
 
     The folder is written under a temporary name beside `path` and then renamed, so that a half-written model is never
@@ -180,7 +178,7 @@ def save_pretrained(
 def export_hf(
     path: str | Path,
     config: ModelConfig,
-    params: dict[str, Any],
+    params: Params,
     *,
     base: str | Path | None = None,
     dtype: Any = None,
@@ -207,11 +205,7 @@ def export_hf(
       FileExistsError: `path` exists.
     """
     path, dtype = require_path("path", path), _check_dtype(dtype)
-    if isinstance(params, dict):
-        try:
-            params = merge_lora(params)
-        except (KeyError, AttributeError, TypeError):
-            raise ValueError('params["lora"] must hold factors a and b of kernels, as add_lora makes them.') from None
+    params = merge_lora(params)
     check_whole(config, params)
     own = own_subtrees(config, params)
     if own:
@@ -247,15 +241,3 @@ def _check_dtype(dtype: Any) -> Any:
         name = f"{dtype!r:.50}" if found is None else found.name
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)} or None, got {name}.")
     return found
-
-
-def _check_names(parts: Iterable[str]) -> tuple[str, ...]:
-    """Return `parts`, one name or several, as a tuple; "all" stands for all of them."""
-    if isinstance(parts, str) or not isinstance(parts, Iterable):
-        parts = (parts,)
-    parts = tuple(parts)
-    if parts == ("all",):
-        return PARTS
-    if not parts or any(part not in PARTS for part in parts):
-        raise ValueError(f'parts must name some of {PARTS}, or be "all", got {parts!r:.200}.')
-    return parts

@@ -19,7 +19,7 @@ from multipatch_jax.checkpoint.error import CheckpointError
 from multipatch_jax.checkpoint.finite import check_numbers
 from multipatch_jax.checkpoint.whole import own_subtrees, parts_of
 from multipatch_jax.config import DTYPES, ModelConfig, config_from_dict
-from multipatch_jax.files import read_json, write_json
+from multipatch_jax.files import digest_of_file, read_json, write_json
 from multipatch_jax.params import PARTS, Params, flatten, mismatch_report, param_shapes, unflatten
 
 CONFIG_FILE, DIGESTS, ARRAYS = "multipatch_config.json", "multipatch_digests.json", "params"
@@ -38,7 +38,7 @@ def write(folder: Path, config: ModelConfig, params: Params) -> None:
         checkpointer.save((folder / ARRAYS).absolute(), params)
     write_json(folder / CONFIG_FILE, dataclasses.asdict(config))
     digests = {path: _digest(np.asarray(x)) for path, x in flatten(params).items()}
-    write_json(folder / DIGESTS, {"config": _digest_of_file(folder / CONFIG_FILE), "params": digests})
+    write_json(folder / DIGESTS, {"config": digest_of_file(folder / CONFIG_FILE), "params": digests})
 
 
 def read_saved_config(folder: Path) -> ModelConfig:
@@ -49,12 +49,13 @@ def read_saved_config(folder: Path) -> ModelConfig:
       ValueError: it is not valid JSON, or not a config.
     """
     digests = _digests(folder)
-    if digests is not None and digests["config"] != _digest_of_file(folder / CONFIG_FILE):
+    if digests is not None and digests["config"] != digest_of_file(folder / CONFIG_FILE):
         raise _changed(folder, [CONFIG_FILE])
+    content = read_json(folder / CONFIG_FILE)
     try:
-        return config_from_dict(read_json(folder / CONFIG_FILE))
+        return config_from_dict(content)
     except ValueError as error:
-        raise error if str(folder) in str(error) else ValueError(f"{folder / CONFIG_FILE}: {error}") from None
+        raise ValueError(f"{folder / CONFIG_FILE}: {error}") from None
 
 
 def saved_parts(folder: str | Path) -> tuple[str, ...]:
@@ -165,7 +166,3 @@ def _digest(array: np.ndarray) -> str:
     digest = hashlib.sha256(f"{array.dtype.name} {array.shape} ".encode())
     digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
-
-
-def _digest_of_file(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from multipatch_jax.checkpoint.hf_config import CONFIG
 from multipatch_jax.files import require_path
 
 MODEL = "a model's folder or its hub id"
@@ -23,7 +24,7 @@ def local_folder(name_or_path: str | Path) -> Path | None:
     if str(name_or_path) not in NAMES:
         return None
     shipped = Path(__file__).parents[1] / "models" / NAMES[str(name_or_path)]
-    if not (shipped / "config.json").is_file():
+    if not (shipped / CONFIG).is_file():
         raise FileNotFoundError(
             f"The model {name_or_path} comes with the package, and its folder {shipped} is missing: install "
             f"multipatch_jax again, from a checkout with all of its files or from a wheel."

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
+from multipatch_jax.arguments import require_tree, require_type
 from multipatch_jax.config import DTYPES, ModelConfig
 from multipatch_jax.params import PARTS, check_params, flatten, param_shapes
 
@@ -31,10 +32,8 @@ def check_whole(config: ModelConfig, params: Any) -> None:
       ValueError: `config` is no ModelConfig; `params` are no nested dict with texts for keys, hold LoRA factors, do not
         fit the config, or hold a leaf that is not a floating-point array of a dtype in `mp.config.DTYPES`.
     """
-    if not isinstance(config, ModelConfig):
-        raise ValueError(f"config must be a ModelConfig, got {type(config).__name__}.")
-    if not isinstance(params, Mapping):
-        raise ValueError(f"params must be a nested dict of arrays, got {type(params).__name__}.")
+    require_type("config", config, ModelConfig)
+    require_tree("params", params)
     _check_keys(params, "params")
     flat = flatten(params)
     parts = parts_of(config, flat)

@@ -12,8 +12,8 @@ from PIL import Image
 import multipatch_jax as mp
 from multipatch_jax.checkpoint import default_dtype, read_config
 from multipatch_jax.cli.destinations import check_files, check_picture
-from multipatch_jax.cli.model import add_revision, find_model, is_watched
-from multipatch_jax.cli.printing import complain
+from multipatch_jax.cli.model import add_revision, find_model
+from multipatch_jax.cli.printing import complain, is_watched
 from multipatch_jax.cli.waiting import loading, waiting
 from multipatch_jax.config import DTYPES
 from multipatch_jax.files import replace_file

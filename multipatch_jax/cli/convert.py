@@ -7,7 +7,8 @@ from pathlib import Path
 import multipatch_jax as mp
 from multipatch_jax.cli.destinations import check_new_folder
 from multipatch_jax.cli.interrupts import interrupt_later
-from multipatch_jax.cli.model import add_revision, find_model, is_watched
+from multipatch_jax.cli.model import add_revision, find_model
+from multipatch_jax.cli.printing import is_watched
 from multipatch_jax.cli.waiting import loading, waiting
 from multipatch_jax.config import DTYPES
 from multipatch_jax.params import PARTS, count_parameters, flatten, tensors

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import multipatch_jax as mp
-from multipatch_jax.cli.model import add_revision, is_watched
-from multipatch_jax.cli.printing import complain
+from multipatch_jax.cli.model import add_revision
+from multipatch_jax.cli.printing import complain, is_watched
 from multipatch_jax.config import DTYPES
 
 HELP = "compute tokens or answers for every image of a corpus, and write them as Parquet"

@@ -12,7 +12,7 @@ import jax
 import multipatch_jax as mp
 from multipatch_jax.checkpoint import local_folder
 from multipatch_jax.cli.destinations import check_files, check_new_folder
-from multipatch_jax.cli.model import is_watched
+from multipatch_jax.cli.printing import is_watched
 from multipatch_jax.cli.reader import FILES, READER, read_page
 from multipatch_jax.cli.tokens import write_tokens
 from multipatch_jax.cli.waiting import waiting

@@ -7,8 +7,8 @@ from pathlib import Path
 import multipatch_jax as mp
 from multipatch_jax.checkpoint import default_dtype
 from multipatch_jax.cli.destinations import check_files, check_picture
-from multipatch_jax.cli.model import add_revision, find_model, is_watched
-from multipatch_jax.cli.printing import complain
+from multipatch_jax.cli.model import add_revision, find_model
+from multipatch_jax.cli.printing import complain, is_watched
 from multipatch_jax.cli.tokens import write_tokens
 from multipatch_jax.cli.waiting import loading
 from multipatch_jax.config import DTYPES

@@ -6,7 +6,8 @@ from pathlib import Path
 import multipatch_jax as mp
 from multipatch_jax.arguments import require_positive
 from multipatch_jax.cli.destinations import check_new_folder
-from multipatch_jax.cli.model import add_revision, find_model, is_watched
+from multipatch_jax.cli.model import add_revision, find_model
+from multipatch_jax.cli.printing import is_watched
 from multipatch_jax.cli.waiting import loading
 from multipatch_jax.config import DTYPES
 from multipatch_jax.encode import PLATFORMS

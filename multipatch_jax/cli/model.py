@@ -1,7 +1,6 @@
-"""What commands that read a model share: its revision, and whether to show the progress of reading it."""
+"""What commands that read a model share: the option of its revision, and how its folder is found."""
 
 import argparse
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -23,8 +22,3 @@ def find_model(name: str, revision: str | None = None, parts: Iterable[str] = ("
     if revision is not None and local_folder(name):
         raise ValueError(f"--revision is for a hub id, and {name} is a folder: leave the option out.")
     return find_folder(name, parts, revision=revision)
-
-
-def is_watched() -> bool:
-    """Whether somebody may be looking at a progress bar."""
-    return sys.stderr is not None and sys.stderr.isatty()

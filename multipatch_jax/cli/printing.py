@@ -1,4 +1,4 @@
-"""Print so that a closed pipe or a full disk does not end the work."""
+"""Print so that a closed pipe or a full disk does not end the work, and know whether somebody looks."""
 
 import contextlib
 import io
@@ -23,6 +23,11 @@ def complain(name: str, what: BaseException | str, otherwise: str = "") -> None:
         print(f"{name}: {'; '.join(lines)}", file=stream, flush=True)
     except OSError:
         _discard(stream)
+
+
+def is_watched() -> bool:
+    """Whether somebody may be looking at a progress bar."""
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 class Output(io.TextIOBase):

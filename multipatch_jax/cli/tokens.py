@@ -9,9 +9,10 @@ import numpy as np
 from tqdm import tqdm
 
 import multipatch_jax as mp
-from multipatch_jax.cli.model import is_watched
+from multipatch_jax.cli.printing import is_watched
 from multipatch_jax.cli.tokens_file import tokens_file
 from multipatch_jax.files import replace_file
+from multipatch_jax.params import Params
 from multipatch_jax.plot import describe, draw_tiles, plot_pca
 
 
@@ -84,7 +85,7 @@ def write_tokens(
     return failed
 
 
-def _encode_with_bar(params: dict[str, Any], tiles: np.ndarray, config: mp.ModelConfig, name: str) -> np.ndarray:
+def _encode_with_bar(params: Params, tiles: np.ndarray, config: mp.ModelConfig, name: str) -> np.ndarray:
     """Encode one tile at a time, so that a progress bar can show each."""
     with tqdm(list(tiles), desc=name, unit=" tile", disable=not is_watched()) as bar:
         return np.concatenate([np.asarray(mp.encode_tiles(params, tile[None], config=config)) for tile in bar])

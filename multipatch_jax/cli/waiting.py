@@ -9,7 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from multipatch_jax.checkpoint import is_saved
-from multipatch_jax.cli.model import is_watched
+from multipatch_jax.cli.printing import is_watched
 
 PATIENCE, PERIOD = 2.0, 0.5  # seconds until the line is shown, and between two updates of it
 

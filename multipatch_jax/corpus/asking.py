@@ -18,6 +18,7 @@ FIELDS = (
     pa.field("num_tokens", pa.int32()),
 )
 CALL = 4  # chats for each slot in one call of the generator, so that slots seldom wait for the last answer
+SLOTS = 1  # of a generator, unless the job says
 
 
 def chat_about_an_image(prompt: str) -> list[dict[str, Any]]:
@@ -25,18 +26,22 @@ def chat_about_an_image(prompt: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}]
 
 
+def chats_of_a_call(job: Job) -> int:
+    """Return how many chats one call of the generator answers."""
+    return CALL * (job.batch_size or SLOTS)
+
+
 def load_answers(job: Job) -> Loaded:
     """Prepare the task "ask"."""
-    slots = job.batch_size or 1
     generator = Generator.from_pretrained(
         job.model,
         revision=job.revision,
         dtype=job.dtype or default_dtype(),
         max_length=job.max_length,
-        batch_size=slots,
+        batch_size=job.batch_size or SLOTS,
     )
     generator.warmup()
-    chat = chat_about_an_image(str(job.prompt))
+    chat, together = chat_about_an_image(str(job.prompt)), chats_of_a_call(job)
 
     def ask(images: list[np.ndarray]) -> list[dict[str, Any] | Exception]:
         """Answer some images; if a call fails, one by one, so that the error is that of its own image."""
@@ -50,7 +55,7 @@ def load_answers(job: Job) -> Loaded:
         waiting: list[np.ndarray | Exception] = []
         for image in map_ahead(_load, sources):
             waiting.append(image)
-            if len(waiting) == CALL * slots:
+            if len(waiting) == together:
                 yield from _in_order(waiting, ask)
                 waiting = []
         yield from _in_order(waiting, ask)

@@ -1,6 +1,6 @@
 """The tasks "tokens" and "pooled": the visual tokens of each image, or their mean."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -24,7 +24,7 @@ def load_tokens(job: Job) -> Loaded:
     def fields(width: int, dtype: str) -> list[pa.Field]:
         return [pa.field("rows", pa.int32()), pa.field("cols", pa.int32()), vectors_field("tokens", width, dtype)]
 
-    return _load(job, fields, values)
+    return _load(job, fields, values, lambda found: len(found["tokens"]))
 
 
 def load_pooled(job: Job) -> Loaded:
@@ -36,27 +36,30 @@ def load_pooled(job: Job) -> Loaded:
     def fields(width: int, dtype: str) -> list[pa.Field]:
         return [pa.field("num_tokens", pa.int32()), vector_field("pooled", width, dtype)]
 
-    return _load(job, fields, values)
+    return _load(job, fields, values, lambda found: found["num_tokens"], "float32")
 
 
 def _load(
     job: Job,
     make_fields: Callable[[int, str], list[pa.Field]],
     values: Callable[[np.ndarray, TilePlan], dict[str, Any]],
+    count: Callable[[Mapping[str, Any]], int],
+    stored_dtype: str | None = None,
 ) -> Loaded:
     """Load the model onto all devices of this process, and compile the programs of the stream.
 
     Args:
       make_fields: returns the fields, of the width and dtype of a vector.
       values: returns the values of an image's fields; the last is its vectors.
+      count: as in `Loaded`.
+      stored_dtype: of the vectors, unless the job names another; None is the dtype of the computation.
     """
     config, params = from_pretrained(job.model, revision=job.revision, dtype=job.dtype or default_dtype())
     devices = jax.local_devices()
     if len(devices) > 1:
         params = shard(params, make_mesh(data=len(devices), devices=devices))
     warmup(params, config=config, batch_size=job.batch_size)
-    computed = prepare_execution(params, config)[1].compute.dtype
-    dtype = job.token_dtype or ("float32" if job.task == "pooled" else str(computed))
+    dtype = job.token_dtype or stored_dtype or str(prepare_execution(params, config)[1].compute.dtype)
     fields = make_fields(config.connector.text_hidden_size, dtype)
 
     def answer(sources: Iterable[Source]) -> Iterator[dict[str, Any] | Exception]:
@@ -76,7 +79,7 @@ def _load(
             else:
                 yield _stored(values(*result), fields[-1].name, dtype)
 
-    return Loaded(fields, answer, lambda found: found["num_tokens"] if "num_tokens" in found else len(found["tokens"]))
+    return Loaded(fields, answer, count)
 
 
 def _own_error(error: Exception) -> Exception:

@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from multipatch_jax.arguments import require_positive
+from multipatch_jax.arguments import require_positive_or_none
 from multipatch_jax.checkpoint import find_folder, is_saved, local_folder, read_config, saved_parts
 from multipatch_jax.config import DTYPES, ModelConfig
-from multipatch_jax.corpus.asking import CALL, chat_about_an_image
+from multipatch_jax.corpus.asking import chat_about_an_image, chats_of_a_call
 from multipatch_jax.corpus.cluster import ray_session, share_of_each
 from multipatch_jax.corpus.error import CorpusError
 from multipatch_jax.corpus.job import Job
@@ -123,10 +123,8 @@ def run(
     started = time.monotonic()
     source, out = require_path("source", source), require_path("out", out, "the folder of a run")
     job, folder = _check(model, task, prompt, settings, revision, dtype, token_dtype, batch_size)
-    if rows_per_file is not None:
-        rows_per_file = require_positive("rows_per_file", rows_per_file, "rows", or_none=True)
-    if actors is not None:
-        actors = require_positive("actors", actors, "processes", or_none=True)
+    rows_per_file = require_positive_or_none("rows_per_file", rows_per_file, "rows")
+    actors = require_positive_or_none("actors", actors, "processes")
     say = say or (lambda line: None)
     if not source.exists():
         raise FileNotFoundError(f"There is no manifest or folder {source}.")
@@ -166,8 +164,7 @@ def _check(
     for name, value in (("dtype", dtype), ("token_dtype", token_dtype)):
         if value is not None and value not in DTYPES:
             raise ValueError(f"{name} must be one of {', '.join(DTYPES)} or None, got {value!r:.60}.")
-    if batch_size is not None:
-        batch_size = require_positive("batch_size", batch_size, "tiles, or chats for ask", or_none=True)
+    batch_size = require_positive_or_none("batch_size", batch_size, "tiles, or chats for ask,")
     if TASKS[task].asks != (prompt is not None):
         wanted = "a question" if TASKS[task].asks else "None"
         raise ValueError(f"prompt must be {wanted} for the task {task!r}, got {prompt!r:.60}.")
@@ -260,7 +257,7 @@ def _run(
         results = rows.map_batches(
             Worker,
             fn_constructor_args=(job, manifest.base, kind, counter),
-            batch_size=min(max(BATCH, CALL * (job.batch_size or 1)) if job.prompt else BATCH, rows_per_file),
+            batch_size=min(max(BATCH, chats_of_a_call(job) if TASKS[job.task].asks else 0), rows_per_file),
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=number),
             **share,

@@ -26,7 +26,7 @@ from multipatch_jax.checkpoint import needed_files
 from multipatch_jax.corpus.error import CorpusError
 from multipatch_jax.corpus.job import Job
 from multipatch_jax.corpus.manifest import Manifest
-from multipatch_jax.files import read_json, replace_file, write_json
+from multipatch_jax.files import digest_of_file, read_json, replace_file, write_json
 
 RUN, RESULTS, DONE, MADE = "run.json", "results", "done", "manifest.parquet"
 OF_RAY = re.compile(r"(.+_\d{6})-\d+\.parquet")  # a file of results
@@ -152,9 +152,7 @@ def digest_of(folder: Path, parts: Iterable[str], progress: bool) -> str:
     total = sum(path.stat().st_size for path in files)
     with tqdm(total=total, desc="checking the model", unit="B", unit_scale=True, disable=not progress) as bar:
         for path in files:
-            with path.open("rb") as file:
-                content = hashlib.file_digest(file, "sha256").hexdigest()
-            digest.update(f"{path.relative_to(folder)} {content}\n".encode())
+            digest.update(f"{path.relative_to(folder)} {digest_of_file(path)}\n".encode())
             bar.update(path.stat().st_size)
     return digest.hexdigest()
 

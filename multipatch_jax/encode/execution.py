@@ -8,7 +8,7 @@ import jax
 from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from multipatch_jax.arguments import require_positive, require_type
+from multipatch_jax.arguments import require_positive_or_none, require_type
 from multipatch_jax.config import ModelConfig
 from multipatch_jax.image import default_resize_form
 from multipatch_jax.nn import Compute, Target, resolve_compute, this_machine
@@ -91,9 +91,8 @@ def tiles_in_flight(batch_size: int | None, platform: str | None = None) -> int:
     Raises:
       ValueError: `batch_size` is not a positive integer.
     """
-    if batch_size is None:
-        return {"cpu": 1, "tpu": 8}.get(platform or jax.default_backend(), 17)
-    return require_positive("batch_size", batch_size, "tiles", or_none=True)
+    automatic = {"cpu": 1, "tpu": 8}.get(platform or jax.default_backend(), 17)
+    return require_positive_or_none("batch_size", batch_size, "tiles") or automatic
 
 
 def mesh_of(params: Params) -> Mesh | None:

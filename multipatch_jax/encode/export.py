@@ -82,11 +82,6 @@ def export_encoder(
       ImportError: flatbuffers is not installed.
     """
     path, platforms = require_path("path", path), _check_platforms(platforms)
-    if not isinstance(config, ModelConfig) or not isinstance(compute, Compute):
-        raise ValueError(
-            f"config must be a ModelConfig, got {type(config).__name__}, and compute must be a Compute, got "
-            f"{type(compute).__name__}."
-        )
     _require_flatbuffers()
     settings = {
         platform: prepare_execution(params, config, compute, batch_size, platform=platform) for platform in platforms

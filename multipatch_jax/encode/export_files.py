@@ -12,7 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from multipatch_jax.files import read_json, write_json
+from multipatch_jax.files import digest_of_file, read_json, write_json
 
 MANIFEST, PARAMS = "manifest.json", "params.npz"
 VERSION = 2  # of the layout; the first had no digests
@@ -82,12 +82,6 @@ def read_params(folder: Path, manifest: dict[str, Any]) -> dict[str, np.ndarray]
     if wrong:
         raise ValueError(f"{file} does not hold the params that {MANIFEST} describes: {wrong[0]} has another shape.")
     return arrays
-
-
-def digest_of_file(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def digest_of_manifest(manifest: dict[str, Any]) -> str:

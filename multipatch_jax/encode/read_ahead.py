@@ -25,7 +25,7 @@ LARGE_PIXELS = 2**24  # images with more pixels are decoded one at a time: each 
 
 
 def read_ahead(
-    images: Iterable[Any], tiling: TilingConfig, on_device: bool
+    images: Iterable[Any], tiling: TilingConfig, *, on_device: bool, form: str
 ) -> Generator[PreparedImage | BaseException | None, None, None]:
     """Yield, for each image in order, the prepared image or the error that it raised.
 
@@ -36,7 +36,7 @@ def read_ahead(
     Args:
       images: of anything that `load_image` takes.
       tiling: the model's.
-      on_device: as in `prepare_image`.
+      on_device, form: as in `prepare_image`.
     """
     arrivals: queue.SimpleQueue[concurrent.futures.Future[PreparedImage] | None] = queue.SimpleQueue()
     room, stopped = threading.Semaphore(READ_AHEAD), threading.Event()
@@ -44,7 +44,7 @@ def read_ahead(
     own = None if isinstance(images, (list, tuple, np.ndarray)) else _owned
 
     def prepare(image: Any) -> PreparedImage:
-        return prepare_image(load_image(image), tiling, on_device=on_device)
+        return prepare_image(load_image(image), tiling, on_device=on_device, form=form)
 
     def prepare_in_turn(image: Any) -> PreparedImage:
         if count_pixels(image) <= LARGE_PIXELS:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from multipatch_jax.arguments import require_positive, require_type
+from multipatch_jax.arguments import require_positive_or_none, require_type
 from multipatch_jax.config import ModelConfig
 from multipatch_jax.encode.cache import TileCache
 from multipatch_jax.encode.compiles import compile_all
@@ -202,7 +202,8 @@ def iter_encode_images(
     stats = StreamStats() if stats is None else stats
     total = len(images) if isinstance(images, Sized) else None
     bar = tqdm(total=total, desc="encoding", unit=" images", disable=not progress)
-    prepared = read_ahead(images, config.tiling, on_device=tile_on != "host" and cache is None)
+    on_device = tile_on != "host" and cache is None
+    prepared = read_ahead(images, config.tiling, on_device=on_device, form=execution.resize_form)
     return _stream(TileQueue(own, execution, stats), prepared, on_error, cache, stats, bar, with_plans)
 
 
@@ -213,7 +214,7 @@ def _check_tile_on(tile_on: str | None) -> None:
 
 def _check_batch_size(batch_size: int | None) -> None:
     # The queue's buffer holds four batches: above this limit, more than 3 GB of tiles of 512 pixels a side.
-    if batch_size is not None and require_positive("batch_size", batch_size, "tiles", or_none=True) > MAX_BATCH_SIZE:
+    if (require_positive_or_none("batch_size", batch_size, "tiles") or 0) > MAX_BATCH_SIZE:
         raise ValueError(f"batch_size must be at most {MAX_BATCH_SIZE} tiles in a stream, got {batch_size}.")
 
 

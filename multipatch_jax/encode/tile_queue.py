@@ -24,16 +24,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import UInt8
+from jaxtyping import Array, Float, Int32, UInt8
 
 from multipatch_jax.encode.execution import Execution, on_each_device
 from multipatch_jax.encode.jit import Program
 from multipatch_jax.encode.programs import trace_encode
-from multipatch_jax.image import MAX_GRID, PreparedImage, blank_images, send_pieces, tile_padded
+from multipatch_jax.image import MAX_GRID, PreparedImage, TilingSteps, blank_images, send_pieces, tile_padded
 from multipatch_jax.params import Params
 
 CAPACITY = MAX_GRID**2 + 1  # tiles written by one append: the most that an image in a size bucket has
 CHUNK = 4  # batches of `batch_size` tiles in a chunk
+Buffer = UInt8[Array, "tiles M M 3"]
 Deliver = Callable[[np.ndarray], None]  # takes the tokens (T, D) of one tile
 
 
@@ -70,13 +71,21 @@ def _sharding(mesh: Mesh) -> NamedSharding:
 
 
 @functools.partial(jax.jit, static_argnames=("execution",))
-def _new_buffer(*, execution):
+def _new_buffer(*, execution: Execution) -> Buffer:
     side = execution.config.tiling.tile_size
     zeros = functools.partial(jnp.zeros, (_buffer_size(execution), side, side, 3), jnp.uint8)
     return on_each_device(zeros, execution.mesh)()
 
 
-def _append(make_tiles, source, buffer, device, offset, steps, mesh):
+def _append(
+    make_tiles: Callable[[Any, Any], UInt8[Array, "N M M 3"]],
+    source: Any,
+    buffer: Buffer,
+    device: Int32[Array, ""],
+    offset: Int32[Array, ""],
+    steps: TilingSteps | None,
+    mesh: Mesh | None,
+) -> Buffer:
     """Write tiles into the buffer of one device, from `offset` on; the other devices keep their buffers and do nothing.
 
     Args:
@@ -101,7 +110,15 @@ def _append(make_tiles, source, buffer, device, offset, steps, mesh):
 
 
 @functools.partial(jax.jit, static_argnames=("execution",), donate_argnames=("buffer",))
-def _append_image(pixels, buffer, device, offset, *, steps, execution):
+def _append_image(
+    pixels: Any,
+    buffer: Buffer,
+    device: Int32[Array, ""],
+    offset: Int32[Array, ""],
+    *,
+    steps: TilingSteps,
+    execution: Execution,
+) -> Buffer:
     tiling, form = execution.config.tiling, execution.resize_form
 
     def make_tiles(pixels, steps):
@@ -111,11 +128,20 @@ def _append_image(pixels, buffer, device, offset, *, steps, execution):
 
 
 @functools.partial(jax.jit, static_argnames=("execution",), donate_argnames=("buffer",))
-def _append_tiles(tiles, buffer, device, offset, *, execution):
+def _append_tiles(
+    tiles: UInt8[Array, "N M M 3"],
+    buffer: Buffer,
+    device: Int32[Array, ""],
+    offset: Int32[Array, ""],
+    *,
+    execution: Execution,
+) -> Buffer:
     return _append(lambda tiles, _: tiles, tiles, buffer, device, offset, None, execution.mesh)
 
 
-def _encode_front(params, buffer, *, size, execution):
+def _encode_front(
+    params: Params, buffer: Buffer, *, size: int, execution: Execution
+) -> tuple[Float[Array, "N T D"], Buffer]:
     """Encode the first `size` tiles of every device's buffer; return their tokens, and the buffers moved forward."""
     on_one_device = dataclasses.replace(execution, mesh=None)
 
@@ -151,7 +177,7 @@ class TileQueue:
         """Add the tiles of an image, with a function for each that receives its tokens."""
         if image.tiles is not None:
             self.append_tiles(image.tiles, deliver)
-        elif image.pixels is not None:
+        else:
             self._append(functools.partial(_append_image, steps=image.steps), image.pixels, deliver)
 
     def append_tiles(self, tiles: UInt8[np.ndarray, "N M M 3"], deliver: Sequence[Deliver]) -> None:

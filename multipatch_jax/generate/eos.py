@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from multipatch_jax.arguments import LARGEST_INT
 from multipatch_jax.files import read_json
 from multipatch_jax.text import Processor
 
@@ -33,6 +34,11 @@ def read_eos_ids(folder: Path, processor: Processor) -> tuple[int, ...]:
         found = content.get("eos_token_id")
         if found is not None:
             return _ids(path, found)
+    return eos_ids_of_tokenizer(processor)
+
+
+def eos_ids_of_tokenizer(processor: Processor) -> tuple[int, ...]:
+    """Return the id of the tokenizer's own `eos_token`, or nothing if it has none."""
     token = processor.special_tokens.get("eos_token")
     token_id = None if token is None else processor.tokenizer.token_to_id(token)
     return () if token_id is None else (token_id,)
@@ -41,6 +47,6 @@ def read_eos_ids(folder: Path, processor: Processor) -> tuple[int, ...]:
 def _ids(path: Path, found: Any) -> tuple[int, ...]:
     """Return one id or a list of them as a tuple, or raise a ValueError that names the file."""
     ids = found if isinstance(found, list) else [found]
-    if not all(isinstance(one, int) and not isinstance(one, bool) and 0 <= one < 2**31 for one in ids):
+    if not all(isinstance(one, int) and not isinstance(one, bool) and 0 <= one <= LARGEST_INT for one in ids):
         raise ValueError(f"{path}: eos_token_id must be an id from 0, or a list of them, got {found!r:.60}.")
     return tuple(dict.fromkeys(ids))

@@ -9,9 +9,9 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Float32, Int, Shaped
 
-from multipatch_jax.arguments import check_array, require_tree, require_type
-from multipatch_jax.config import ModelConfig
-from multipatch_jax.nn import Compute, LlamaModel, logits, resolve_compute
+from multipatch_jax.arguments import LARGEST_INT, check_array, require_tree, require_type
+from multipatch_jax.config import ModelConfig, TextConfig
+from multipatch_jax.nn import Compute, LlamaModel, logits, resolve_decoder_compute
 from multipatch_jax.params import Params, check_params, check_parts
 
 
@@ -93,10 +93,9 @@ def _prepare(
     if attention_mask is not None:
         _check_integers("attention_mask", attention_mask, shape, 1)
     if position_ids is not None:
-        _check_integers("position_ids", position_ids, shape, 2**31 - 1)
-    compute = resolve_compute(compute, text["layers"]["self_attn"]["q_proj"]["kernel"].dtype.name)
+        _check_integers("position_ids", position_ids, shape, LARGEST_INT)
     used = {name: params[name] for name in ("text_model", "lm_head") if name in params}
-    return used, inputs_embeds, attention_mask, position_ids, config.text, compute
+    return used, inputs_embeds, attention_mask, position_ids, config.text, resolve_decoder_compute(params, compute)
 
 
 def _check_integers(name: str, array: Any, shape: tuple[int, int], most: int) -> None:
@@ -116,7 +115,14 @@ def _check_integers(name: str, array: Any, shape: tuple[int, int], most: int) ->
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5))
-def _features(params, inputs_embeds, attention_mask, position_ids, config, compute):
+def _features(
+    params: Params,
+    inputs_embeds: Float[Array, "B S D"],
+    attention_mask: Shaped[Array, "B S"] | None,
+    position_ids: Int[Array, "B S"] | None,
+    config: TextConfig,
+    compute: Compute,
+) -> Float[Array, "B S D"]:
     mask = None if attention_mask is None else attention_mask.astype(bool)
     if position_ids is None:
         real = jnp.ones(inputs_embeds.shape[:2], bool) if mask is None else mask
@@ -128,6 +134,13 @@ def _features(params, inputs_embeds, attention_mask, position_ids, config, compu
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5))
-def _logits(params, inputs_embeds, attention_mask, position_ids, config, compute):
+def _logits(
+    params: Params,
+    inputs_embeds: Float[Array, "B S D"],
+    attention_mask: Shaped[Array, "B S"] | None,
+    position_ids: Int[Array, "B S"] | None,
+    config: TextConfig,
+    compute: Compute,
+) -> Float32[Array, "B S V"]:
     hidden = _features(params, inputs_embeds, attention_mask, position_ids, config, compute)
     return logits(params, hidden, config, compute)

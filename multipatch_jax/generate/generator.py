@@ -13,7 +13,7 @@ from multipatch_jax.arguments import require_integer, require_positive, require_
 from multipatch_jax.checkpoint import find_folder, from_pretrained
 from multipatch_jax.config import ModelConfig
 from multipatch_jax.generate.answer import Answer
-from multipatch_jax.generate.eos import read_eos_ids
+from multipatch_jax.generate.eos import eos_ids_of_tokenizer, read_eos_ids
 from multipatch_jax.generate.explain import explain
 from multipatch_jax.generate.model import compile_programs, make_model
 from multipatch_jax.generate.request import Request, read_requests
@@ -69,7 +69,7 @@ class Generator:
         if config.text is None or config.embedding_size is not None:
             raise ValueError("config must be that of a model that generates text, got one without a language model.")
         _require_parts(params, config)
-        eos_ids = _own_eos(processor) if eos_ids is None else eos_ids
+        eos_ids = eos_ids_of_tokenizer(processor) if eos_ids is None else eos_ids
         if not isinstance(eos_ids, Sequence):
             raise ValueError(f"eos_ids must be a list of ids or None, got {eos_ids!r:.60}.")
         eos = frozenset(require_integer("An id of eos_ids", one, 0) for one in eos_ids)
@@ -256,9 +256,3 @@ def _require_parts(params: Params, config: ModelConfig) -> None:
     if missing:
         raise ValueError(f'params must hold all parts of the model, got none of {missing}: load them with parts="all".')
     check_params(params, config, PARTS)
-
-
-def _own_eos(processor: Processor) -> tuple[int, ...]:
-    """Return the id of the processor's "eos_token", or nothing."""
-    token_id = processor.tokenizer.token_to_id(processor.special_tokens.get("eos_token", ""))
-    return () if token_id is None else (token_id,)

@@ -34,6 +34,7 @@ class Request:
       num_encoded: images and videos that were encoded for the answer.
       matcher: the place of the answer in its grammar, if it has one.
       finish_reason: as in `Answer`; None while the answer goes on.
+      ids, logprobs, seconds: as in `Answer`, so far.
     """
 
     prompt: Int32[np.ndarray, " S"]
@@ -115,15 +116,15 @@ def read_requests(
     """
     config, processor, max_length = model.config, model.processor, model.max_length
     assert config.text is not None
-    number = len(chats) if isinstance(chats, Sequence) and not isinstance(chats, str) else 1
-    settings = settings_of_chats(number, given)
+    count = len(chats) if isinstance(chats, Sequence) and not isinstance(chats, str) else 1
+    settings = settings_of_chats(count, given)
     matchers = [None if one.grammar is None else model.grammars.matcher(one.grammar) for one in settings]
     padded = dataclasses.replace(processor, pad_token_id=processor.pad_token_id or 0)  # padding is cut off again
     inputs = padded(chats, images, config=config, padding_side="right")
     sources = _sources(inputs, config)
     requests = []
-    for number, (ids, mask, of_chat, one) in enumerate(
-        zip(inputs.input_ids, inputs.attention_mask, sources, settings, strict=True)
+    for number, (ids, mask, of_chat, one, matcher) in enumerate(
+        zip(inputs.input_ids, inputs.attention_mask, sources, settings, matchers, strict=True)
     ):
         prompt = ids[mask == 1]
         if not 0 < len(prompt) < max_length:
@@ -139,7 +140,7 @@ def read_requests(
             )
         limit = min(one.max_new_tokens, max_length - len(prompt))
         text = AnswerText(processor.tokenizer, tuple(one.stop), one.should_stop)
-        requests.append(Request(prompt, of_chat, one, limit, model.eos_ids, text, matchers[number]))
+        requests.append(Request(prompt, of_chat, one, limit, model.eos_ids, text, matcher))
     return requests
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Float32, Int, Shaped
 from multipatch_jax.arguments import require_tree, require_type
 from multipatch_jax.config import ModelConfig
 from multipatch_jax.generate.features import text_features
-from multipatch_jax.nn import Compute, logits, resolve_compute
+from multipatch_jax.nn import Compute, logits, resolve_decoder_compute
 from multipatch_jax.params import Params, check_parts
 
 
@@ -78,14 +78,14 @@ def saliency(
     config: ModelConfig,
     compute: Compute,
 ) -> Float32[Array, "B S"]:
-    """Compute what `token_saliency` returns; the arguments are its, checked."""
+    """Compute what `token_saliency` returns, from its arguments after they were checked."""
     text = config.text
     assert text is not None
     targets = jnp.take_along_axis(input_ids, jnp.maximum(places, 0), axis=1)
 
     def log_probability(embeds):
         hidden = text_features(params, embeds, config=config, attention_mask=attention_mask, compute=compute)
-        decided = resolve_compute(compute, params["text_model"]["embed_tokens"]["embedding"].dtype.name)
+        decided = resolve_decoder_compute(params, compute)
         before = jnp.take_along_axis(hidden, jnp.maximum(places - 1, 0)[..., None], axis=1)
         scores = jax.nn.log_softmax(logits(params, before, text, decided))
         own = jnp.take_along_axis(scores, targets[..., None], axis=2)[..., 0]

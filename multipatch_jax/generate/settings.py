@@ -8,10 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from multipatch_jax.arguments import require_integer, require_number, require_positive
+from multipatch_jax.arguments import (
+    LARGEST_INT,
+    require_integer,
+    require_number,
+    require_positive,
+    require_positive_or_none,
+)
 from multipatch_jax.generate.sampling import Sampling
-
-LARGEST = 2**31 - 1  # int32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,27 +53,28 @@ class GenerationSettings:
     grammar: dict[str, Any] | re.Pattern[str] | str | None = None
 
     def __post_init__(self):
-        checked = {"max_new_tokens": require_positive("max_new_tokens", self.max_new_tokens, "tokens")}
+        checked = {
+            "max_new_tokens": require_positive("max_new_tokens", self.max_new_tokens, "tokens"),
+            "top_k": require_positive_or_none("top_k", self.top_k, "tokens"),
+            "seed": require_integer("seed", self.seed, 0, LARGEST_INT),
+            "stop": _stops(self.stop),
+        }
         require_number("temperature", self.temperature)
-        if self.top_k is not None:
-            checked["top_k"] = require_positive("top_k", self.top_k, "tokens", or_none=True)
         _require_share("top_p", self.top_p, above=True)
         _require_share("min_p", self.min_p)
         require_number("repetition_penalty", self.repetition_penalty, above=True)
-        checked["seed"] = require_integer("seed", self.seed, 0, LARGEST)
         if self.should_stop is not None and not callable(self.should_stop):
             raise ValueError(f"should_stop must be a function (text) -> bool or None, got {self.should_stop!r:.60}.")
         _require_grammar(self.grammar)
         for name, value in checked.items():
             object.__setattr__(self, name, value)
-        object.__setattr__(self, "stop", _stops(self.stop))
 
     def sampling(self) -> Sampling:
         """Return what `sample` reads of these settings, for one row: every field is a scalar array."""
         with np.errstate(over="ignore", under="ignore"):  # far outside of float32 they are its 0 and infinity
             return Sampling(
                 temperature=np.asarray(self.temperature, np.float32),
-                top_k=np.asarray(min(self.top_k or 0, LARGEST), np.int32),
+                top_k=np.asarray(min(self.top_k or 0, LARGEST_INT), np.int32),
                 top_p=np.asarray(1 if self.top_p is None else self.top_p, np.float32),
                 min_p=np.asarray(self.min_p or 0, np.float32),
                 repetition_penalty=np.asarray(self.repetition_penalty, np.float32),

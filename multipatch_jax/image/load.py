@@ -49,16 +49,16 @@ def load_image(source: Any, *, exif_transpose: bool = False) -> UInt8[np.ndarray
 
     Raises:
       FileNotFoundError: the path does not exist.
-      ImageError: the image cannot be opened or decoded, or is refused: a file or PIL image with
-        more than twice `PIL.Image.MAX_IMAGE_PIXELS` pixels (above once there is a warning), a PostScript file, an image
-        without pixels, an array of another shape, dtype or range, or a source of another type.
+      ImageError: the image cannot be opened or decoded, or is refused: a file or PIL image with more than twice
+        `PIL.Image.MAX_IMAGE_PIXELS` pixels (above once there is a warning), a PostScript file, an image without pixels,
+        an array of another shape, dtype or range, or a source of another type.
     """
     if isinstance(source, Image.Image):
         with pillow_errors(_name(source)):
             check_pixels(*source.size)
             return _from_pil(source, exif_transpose)
     if is_file(source):
-        with open_image(source) as (image, _):
+        with open_image(source) as image:
             return _from_pil(image, upright=True)
     if hasattr(source, "__array__"):
         return _from_array(np.asarray(source))
@@ -77,7 +77,7 @@ def count_pixels(source: Any) -> int:
         return math.prod(source.size)
     if not is_file(source):
         return 0
-    with open_image(source) as (image, _):
+    with open_image(source) as image:
         return math.prod(image.size)
 
 

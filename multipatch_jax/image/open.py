@@ -53,8 +53,8 @@ def is_file(source: Any) -> bool:
 
 
 @contextlib.contextmanager
-def open_image(source: Any) -> Iterator[tuple[Image.Image, str]]:
-    """Open a file as a PIL image that is not decoded yet, together with its name for errors.
+def open_image(source: Any) -> Iterator[Image.Image]:
+    """Open a file as a PIL image that is not decoded yet.
 
     Errors of the block are turned into `ImageError`s too.
 
@@ -75,7 +75,7 @@ def open_image(source: Any) -> Iterator[tuple[Image.Image, str]]:
             file, path = source, getattr(source, "name", None)
             name = f"Image file {path!r}" if isinstance(path, str) else "Image from file object"
         with pillow_errors(name), _open_file(file, name) as image:
-            yield image, name
+            yield image
 
 
 def _open_path(path: str | os.PathLike) -> Any:

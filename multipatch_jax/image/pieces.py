@@ -72,7 +72,7 @@ def join_pieces(
 ) -> UInt8[Array, "side side 3"]:
     """Put an image together in the upper left corner of its bucket. Traceable.
 
-    What lies beyond the image is of no meaning: it is the begin of the next row, or of the repeated piece.
+    What lies beyond the image is of no meaning: it is the beginning of the next row, or of the repeated piece.
 
     Args:
       pieces: from `cut_pieces`.

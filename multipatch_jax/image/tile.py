@@ -25,14 +25,14 @@ def tile_padded(
     tiling: TilingConfig = TilingConfig(),
     form: str = "gather",
 ) -> UInt8[Array, "N M M 3"]:
-    """Cut the tiles of an image that is padded to its bucket. Traceable.
+    """Cut the tiles of an image that is padded to its bucket, or as large as it is. Traceable.
 
     One compiled program serves all images of a bucket for a given `num_tiles`.
 
     Args:
       padded: the image in the upper left corner of its bucket, or its pieces (`image/pieces.py`). Pixels beyond the
         image have no influence.
-      steps: of this image and bucket.
+      steps: of this image: from `padded_steps` for its bucket, or from `tiling_steps` for its own size.
       num_tiles: number of tiles to return, at least the image's own number. Tiles after those are undefined.
       tiling: the config that `steps` were made with.
       form: of the resize, "gather", "banded" or "batched"; all give the same bytes. See `image/resize.py`.

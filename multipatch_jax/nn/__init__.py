@@ -12,7 +12,7 @@ from multipatch_jax.nn.connector import Idefics3Connector, pixel_unshuffle
 from multipatch_jax.nn.connectors import CONNECTORS, ConnectorKind, connector_of
 from multipatch_jax.nn.encoders import ENCODERS
 from multipatch_jax.nn.kv_cache import KVCache, init_cache, split_layers
-from multipatch_jax.nn.llama import LlamaModel, logits
+from multipatch_jax.nn.llama import LlamaModel, logits, resolve_decoder_compute
 from multipatch_jax.nn.model import MultiPatchVisionProcessor
 from multipatch_jax.nn.native_decoder import can_step, decoder_prefill, decoder_step, init_packed_cache, pack_decoder
 from multipatch_jax.nn.platforms import Target, this_machine
@@ -41,6 +41,7 @@ __all__ = [
     "pack_decoder",
     "pixel_unshuffle",
     "resolve_compute",
+    "resolve_decoder_compute",
     "retrieval_embeddings",
     "rows_suit_cublas",
     "split_layers",

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Float32, Int
 
 from multipatch_jax.nn.linear import BLOCK
 
@@ -58,8 +58,15 @@ def attend(
     return jnp.moveaxis(out, 0, 1).reshape(batch, blocks * size, heads, width)[:, :queries]
 
 
-def _block(operands, *, keys, past, precision):
-    """Return the attention of some queries."""
+Keys = tuple[
+    Float[Array, "B kv_heads d S"], Float[Array, "B kv_heads S d"], Int[Array, "B S"], Bool[Array, "B S"] | None
+]  # k and v in the layout of `Past`, columns, real
+
+
+def _block(
+    operands: tuple[Float[Array, "B Q h d"], Int[Array, "B Q"]], *, keys: Keys, past: Past | None, precision: str | None
+) -> Float[Array, "B Q h d"]:
+    """Return the attention of some queries, which come with their columns."""
     (q, last), (k, v, columns, real) = operands, keys
     (batch, queries, heads, width), kv_heads = q.shape, k.shape[1]
     group = heads // kv_heads
@@ -81,15 +88,22 @@ def _block(operands, *, keys, past, precision):
     return out.reshape(batch, kv_heads, group, queries, width).transpose(0, 3, 1, 2, 4).reshape(q.shape)
 
 
-def _scores(rows, k, seen, precision):
-    """Return the scores (B, kv_heads, rows, C) of queries (B, kv_heads, rows, d); the least number where unseen."""
+def _scores(
+    rows: Float[Array, "B kv_heads rows d"],
+    k: Float[Array, "B kv_heads d C"],
+    seen: Bool[Array, "B Q C"],
+    precision: str | None,
+) -> Float32[Array, "B kv_heads rows C"]:
+    """Return the scores of queries; the least number where unseen."""
     scores = jnp.einsum("bkrd,bkdc->bkrc", rows, k, precision=precision, preferred_element_type=jnp.float32)
     of_heads = scores.reshape(*scores.shape[:2], -1, *seen.shape[1:]) * rows.shape[-1] ** -0.5
     return jnp.where(seen[:, None, None], of_heads, jnp.finfo(jnp.float32).min).reshape(scores.shape)
 
 
-def _weighted_sum(weights, v, precision):
-    """Return the product of weights (B, kv_heads, rows, C) and values, in float32.
+def _weighted_sum(
+    weights: Float32[Array, "B kv_heads rows C"], v: Float[Array, "B kv_heads C d"], precision: str | None
+) -> Float32[Array, "B kv_heads rows d"]:
+    """Return the product of weights and values, in float32.
 
     Float32 sums over many columns are computed in blocks, for the reason given at `linear.matmul`.
     """

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 
 from multipatch_jax.config import TextConfig
 from multipatch_jax.nn.causal import Past, attend
-from multipatch_jax.nn.compute import Compute, compute_in
+from multipatch_jax.nn.compute import Compute, compute_in, resolve_compute
 from multipatch_jax.nn.kv_cache import KVCache, write_cache
 from multipatch_jax.nn.linear import Dense, matmul
 from multipatch_jax.nn.rotary import rotary_angles, rotate
@@ -188,6 +188,15 @@ class LlamaModel(nn.Module):
         return RMSNorm(self.config, compute, name="norm")(x), cache
 
 
+def resolve_decoder_compute(params: dict[str, Any], compute: Compute) -> Compute:
+    """Return `resolve_compute`'s settings for the decoder, whose dtype is that of the first projection.
+
+    Args:
+      params: with "text_model", whose layers are stacked.
+    """
+    return resolve_compute(compute, params["text_model"]["layers"]["self_attn"]["q_proj"]["kernel"].dtype.name)
+
+
 def logits(
     params: dict[str, Any], hidden: Float[Array, "*axes D"], config: TextConfig, compute: Compute
 ) -> Float32[Array, "*axes V"]:
@@ -196,7 +205,7 @@ def logits(
     Args:
       params: with "lm_head", or with "text_model" where `config.tie_word_embeddings`.
       hidden: after the final norm.
-      compute: with nothing left automatic, as `resolve_compute` returns it.
+      compute: with nothing left automatic, as `resolve_decoder_compute` returns it.
     """
     rows = hidden.reshape(-1, hidden.shape[-1]).astype(compute.dtype)
     if config.tie_word_embeddings:

@@ -21,6 +21,7 @@ from multipatch_jax.params.subset import kernel_mask, merge_params, split_params
 from multipatch_jax.params.table import (
     PARTS,
     Tensor,
+    check_part_names,
     check_parts,
     count_tensors,
     from_params,
@@ -42,6 +43,7 @@ __all__ = [
     "bytes_per_device",
     "check_mesh",
     "check_params",
+    "check_part_names",
     "check_parts",
     "count_parameters",
     "count_tensors",

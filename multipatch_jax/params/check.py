@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+from multipatch_jax.arguments import require_tree
 from multipatch_jax.config import ModelConfig
 from multipatch_jax.params.table import PARTS, param_shapes
 from multipatch_jax.params.tree import flatten
@@ -69,8 +70,7 @@ def check_params(params: Any, config: ModelConfig, parts: tuple[str, ...] = ("vi
       ValueError: `params` are not a nested dict, hold LoRA factors, or do not fit (the differences are listed), or
         `config` or `parts` are of another kind.
     """
-    if not isinstance(params, Mapping):
-        raise ValueError(f"params must be a nested dict of arrays, got {type(params).__name__}.")
+    require_tree("params", params)
     if "lora" in params:  # otherwise the factors would be ignored silently
         raise ValueError("These params hold LoRA factors that are not merged yet: call merge_lora(params) first.")
     expected = param_shapes(config, parts)

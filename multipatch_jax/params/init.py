@@ -2,7 +2,6 @@
 
 import zlib
 from collections.abc import Iterable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +16,7 @@ EMBEDDING_STD = 0.02  # the reference's `initializer_range`
 LANGUAGE = ("text_model/", "lm_head/", "linear/")  # the paths that `MultiPatchVisionProcessor` does not have
 
 
-def init_params(
-    rng: jax.Array, config: ModelConfig, *, parts: Iterable[str] = ("vision", "connector")
-) -> dict[str, Any]:
+def init_params(rng: jax.Array, config: ModelConfig, *, parts: Iterable[str] = ("vision", "connector")) -> Params:
     """Initialise random float32 params.
 
     Args:
@@ -37,7 +34,7 @@ def init_params(
     require_key("rng", rng)
     require_type("config", config, ModelConfig)
     shapes = param_shapes(config, check_parts(config, parts))
-    made: Params = {}
+    made: dict[str, jax.Array] = {}  # by path
     if any(not path.startswith(LANGUAGE) for path in shapes):
         tile = jnp.zeros((config.tiling.tile_size, config.tiling.tile_size, 3), jnp.float32)
         made = flatten(jax.jit(MultiPatchVisionProcessor(config).init)(rng, tile)["params"])

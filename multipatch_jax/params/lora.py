@@ -5,6 +5,8 @@
 need no code for LoRA. `export_hf` merges them too.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -42,7 +44,7 @@ def add_lora(rng: jax.Array, params: Params, *, kernels: str = "(q_proj|v_proj)/
     factors = {}
     for key, (path, kernel) in zip(jax.random.split(rng, len(chosen)), sorted(chosen.items()), strict=True):
         *stack, rows, columns = kernel.shape
-        if not 1 <= rank <= min(rows, columns):
+        if rank > min(rows, columns):
             raise ValueError(f"rank must be 1 to {min(rows, columns)} for {path} {kernel.shape}, got {rank}.")
         factors[f"{path}/a"] = jax.random.normal(key, (*stack, rows, rank), jnp.float32) * rows**-0.5
         factors[f"{path}/b"] = jnp.zeros((*stack, rank, columns), jnp.float32)
@@ -55,15 +57,32 @@ def merge_lora(params: Params) -> Params:
     Use them to encode, to export, or to train on. Params without LoRA factors are returned unchanged.
 
     If the kernel or the computation is in bfloat16, a correction below 1/512 of a weight is mostly lost in rounding.
+
+    Raises:
+      ValueError: the factors are not those of kernels of these params.
     """
     require_tree("params", params)
     if "lora" not in params:
         return params
+    require_tree('params["lora"]', params["lora"])
     flat = flatten({key: value for key, value in params.items() if key != "lora"})
     factors = flatten(params["lora"])
     for path in sorted({name.rpartition("/")[0] for name in factors}):
-        if path not in flat or not {f"{path}/a", f"{path}/b"} <= factors.keys():
-            raise ValueError(f'params["lora"] must hold factors a and b of kernels of these params, got {path!r}.')
-        change = jnp.matmul(factors[f"{path}/a"], factors[f"{path}/b"], precision="highest")
-        flat[path] = (flat[path] + change).astype(flat[path].dtype)
+        found: list[Any] = [flat.get(path), factors.get(f"{path}/a"), factors.get(f"{path}/b")]
+        kernel, a, b = found
+        if not _fit(kernel, a, b):
+            raise ValueError(
+                f'params["lora"] must hold factors a and b of kernels of these params, as add_lora makes them, got '
+                f"{path!r}."
+            )
+        flat[path] = (kernel + jnp.matmul(a, b, precision="highest")).astype(kernel.dtype)
     return unflatten(flat)
+
+
+def _fit(kernel: Any, a: Any, b: Any) -> bool:
+    """Return whether there are arrays of shapes (..., in, out), (..., in, rank) and (..., rank, out)."""
+    shapes: list[tuple[int, ...]] = [getattr(x, "shape", ()) for x in (kernel, a, b)]
+    if len(set(map(len, shapes))) != 1 or len(shapes[0]) < 2:
+        return False
+    (*stack, rows, columns), rank = shapes[0], shapes[1][-1]
+    return shapes[1] == (*stack, rows, rank) and shapes[2] == (*stack, rank, columns)

@@ -18,6 +18,8 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from multipatch_jax.params.tree import Params
+
 AXES = ("data", "fsdp", "tensor")
 BATCH = PartitionSpec(("data", "fsdp"))
 """How a batch is split: its first axis over `data` and `fsdp`."""
@@ -111,7 +113,7 @@ def shardings(tree: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
     return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
-def gather_fsdp(params: dict[str, Any], mesh: Mesh, rules: Rules = RULES, dtype: Any = None) -> dict[str, Any]:
+def gather_fsdp(params: Params, mesh: Mesh, rules: Rules = RULES, dtype: Any = None) -> Params:
     """Gather params over `fsdp` for the forward pass; in the backward pass it splits their gradients over `fsdp`.
 
     Call it inside a jitted program. Without it, XLA keeps the kernels split and sums activations over the chips in

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from multipatch_jax.arguments import require_type
 from multipatch_jax.config import ModelConfig
 from multipatch_jax.nn import connector_of
 from multipatch_jax.params.tree import flatten
@@ -115,22 +116,21 @@ class Tensor:
         return shape if self.layer is None else (self.num_layers, *shape)
 
 
-def _require_model(config: Any) -> None:
-    if not isinstance(config, ModelConfig):
-        raise ValueError(f"config must be a ModelConfig, got {type(config).__name__}.")
+def check_part_names(parts: str | Iterable[str]) -> tuple[str, ...]:
+    """Return one name or several of `PARTS` as a tuple; "all" stands for all of them.
 
-
-def _check_names(parts: Any) -> set[str]:
-    """Return one name or several of `PARTS` as a set; "all" stands for all of them."""
+    Raises:
+      ValueError: no names, or an unknown name.
+    """
     names = (parts,) if isinstance(parts, str) or not isinstance(parts, Iterable) else tuple(parts)
     if names == ("all",):
-        return set(PARTS)
+        return PARTS
     if not names or any(name not in PARTS for name in names):
-        raise ValueError(f"parts must name some of {PARTS}, got {repr(parts)[:200]}.")
-    return set(names)
+        raise ValueError(f'parts must name some of {PARTS}, or be "all", got {names!r:.200}.')
+    return names
 
 
-def check_parts(config: ModelConfig, parts: Iterable[str]) -> tuple[str, ...]:
+def check_parts(config: ModelConfig, parts: str | Iterable[str]) -> tuple[str, ...]:
     """Return `parts` in the order of `PARTS`, with "embeddings" added where "text" is among them.
 
     Args:
@@ -139,8 +139,8 @@ def check_parts(config: ModelConfig, parts: Iterable[str]) -> tuple[str, ...]:
     Raises:
       ValueError: no names, an unknown name, or a part of the language model where `config.text` is None.
     """
-    _require_model(config)
-    asked = _check_names(parts)
+    require_type("config", config, ModelConfig)
+    asked = set(check_part_names(parts))
     if asked & {"embeddings", "text"} and config.text is None:
         raise ValueError("The language model's parts were asked for, but this config has text=None.")
     return tuple(part for part in PARTS if part in asked or (part == "embeddings" and "text" in asked))
@@ -181,7 +181,7 @@ def _model_rows(config: ModelConfig) -> tuple[_Row, ...]:
 
 def count_tensors(config: ModelConfig, parts: Iterable[str]) -> int:
     """Return how many tensors a checkpoint of this config has in `parts`, without listing them."""
-    _require_model(config)
+    require_type("config", config, ModelConfig)
     return sum(row.num_layers or 1 for row in _model_rows(config) if row.part in parts)
 
 
@@ -211,7 +211,7 @@ def tensors(config: ModelConfig) -> Mapping[str, Tensor]:
     Raises:
       ValueError: `config` is no `ModelConfig`.
     """
-    _require_model(config)
+    require_type("config", config, ModelConfig)
     return _by_name(config)
 
 
@@ -221,8 +221,8 @@ def param_shapes(config: ModelConfig, parts: Iterable[str] = ("vision", "connect
     Raises:
       ValueError: `config` is no `ModelConfig`, or `parts` are no names of `PARTS`.
     """
-    _require_model(config)
-    names, shapes = _check_names(parts), {}
+    require_type("config", config, ModelConfig)
+    names, shapes = check_part_names(parts), {}
     for row in _model_rows(config):
         if row.part in names:
             shape = tuple(row.shape[axis] for axis in row.axes)

@@ -20,9 +20,9 @@ def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+def unflatten(flat: Mapping[str, Any]) -> Params:
     """Return the nested dict of a flat one, {"a/b": x} -> {"a": {"b": x}}: the inverse of `flatten`."""
-    params: dict[str, Any] = {}
+    params: Params = {}
     for path, value in flat.items():
         *parents, leaf = path.split("/")
         node = params

@@ -14,12 +14,23 @@ from jaxtyping import Array, UInt8
 from multipatch_jax.arguments import check_array, check_image, require_type
 from multipatch_jax.config import ModelConfig
 from multipatch_jax.image import TilePlan
-from multipatch_jax.plot.panels import INK, draw_over, headline, new_figure, panel_height, panels, set_title, tile_lines
+from multipatch_jax.plot.panels import (
+    COLORS,
+    FAINT,
+    INK,
+    MARK,
+    draw_over,
+    headline,
+    new_figure,
+    panel_height,
+    panels,
+    set_title,
+    tile_lines,
+)
 from multipatch_jax.plot.pictures import describe
 from multipatch_jax.plot.tokens import check_tokens, cosine_similarity, pca_colors, token_map
 
-_FAINT, _PALE, _MARK = "#d8d8e0", "#a0a0b0", "#ff4060"
-_COLORS = ("#3b6fb6", "#e08a2e", "#3c9d6b", "#8a5bb0")
+_PALE = "#a0a0b0"
 
 
 def plot_tiles(
@@ -43,9 +54,9 @@ def plot_tiles(
         axes = figure.add_subplot(place)
         axes.imshow(tile, alpha=0.25 if index in pale else 1.0)
         axes.set(xticks=[], yticks=[])
-        axes.spines[:].set_color(_FAINT)
+        axes.spines[:].set_color(FAINT)
         name = str(index + 1) if index < rows * cols else f"{index + 1}: the whole picture"
-        label = {"facecolor": _PALE if index in pale else _MARK, "edgecolor": "none", "pad": 1.5}
+        label = {"facecolor": _PALE if index in pale else MARK, "edgecolor": "none", "pad": 1.5}
         axes.text(0.04, 0.95, name, transform=axes.transAxes, va="top", fontsize=8, color="white", bbox=label)
     headline(figure, describe(plan))
     return figure
@@ -144,11 +155,11 @@ def plot_errors(errors: Mapping[str, Mapping[str, float]], limit: float | None =
         for row, name in enumerate(names):
             y, error = row + (number - (len(errors) - 1) / 2) * thickness, values[name]
             label = series if row == 0 else None
-            axes.barh(y, max(error, floor), thickness * 0.9, color=_COLORS[number % len(_COLORS)], label=label)
+            axes.barh(y, max(error, floor), thickness * 0.9, color=COLORS[number % len(COLORS)], label=label)
             text = f" {error:.1e}" if error > 0 else " exact"
             axes.text(max(error, floor), y, text, va="center", fontsize=8, color=INK)
     if limit is not None:
-        axes.axvline(limit, color=_MARK, linewidth=1.2, linestyle="--", label=f"limit {limit:g}")
+        axes.axvline(limit, color=MARK, linewidth=1.2, linestyle="--", label=f"limit {limit:g}")
     axes.set(xscale="log", xlim=(floor, max(positive) * 30), ylim=(len(names) - 0.4, -0.6))
     axes.set_yticks(range(len(names)), names)
     axes.set_xlabel("relative error, |a - b| / |b|")
@@ -166,7 +177,7 @@ def plot_progress(finished: Mapping[str, Sequence[float]]) -> Any:
     """
     figure = new_figure(8.0, 3.4)
     axes = figure.subplots()
-    for (name, seconds), color in zip(finished.items(), itertools.cycle(_COLORS), strict=False):
+    for (name, seconds), color in zip(finished.items(), itertools.cycle(COLORS), strict=False):
         axes.step([0, *seconds], range(len(seconds) + 1), where="post", color=color, linewidth=2, label=name)
         axes.plot(seconds[-1], len(seconds), "o", color=color)
         axes.annotate(f"{seconds[-1]:.1f} s", (seconds[-1], len(seconds)), (0, 6), textcoords="offset points",
@@ -181,5 +192,5 @@ def plot_progress(finished: Mapping[str, Sequence[float]]) -> Any:
 
 def _plain(axes: Any, grid: Any) -> None:
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis=grid, color=_FAINT, linewidth=0.6)
+    axes.grid(axis=grid, color=FAINT, linewidth=0.6)
     axes.set_axisbelow(True)

@@ -1,4 +1,4 @@
-"""The layout that figures of a photograph share: panels of its shape, and one for its global tile."""
+"""What figures share: colours, panels of a photograph's shape, and one for its global tile."""
 
 import importlib.util
 from typing import Any
@@ -7,7 +7,8 @@ import numpy as np
 
 from multipatch_jax.image import TilePlan
 
-INK = "#22222c"
+INK, FAINT, MARK = "#22222c", "#d8d8e0", "#ff4060"
+COLORS = ("#3b6fb6", "#e08a2e", "#3c9d6b", "#8a5bb0")  # of series, and of the parts of a model
 
 
 def require_matplotlib() -> None:

@@ -15,6 +15,7 @@ from multipatch_jax.plot.tokens import check_tokens, pca_colors
 
 WIDTH, HEIGHT = 13.2, 6.5  # inches, which are the units of every place below
 PICTURES = (3.35, 2.4)  # where the upper row's pictures begin, and how high they are
+MIDDLE = PICTURES[0] + PICTURES[1] / 2  # of their heights, where the arrows between them are
 PROMPT = (0.4, 1.5)  # the same of the lower row
 _PLACE = "<image>"
 
@@ -75,29 +76,28 @@ def _tile_places(plan: TilePlan, left: float, width: float) -> list[tuple[float,
     """Return (x, y, side) of each tile in a picture of the upper row, the global tile at the right."""
     low, height = PICTURES
     rows, cols = max(plan.rows, 1), max(plan.cols, 1)
-    whole = plan.has_global_tile and plan.rows > 0
-    share = 0.72 * width if whole else width
+    share = 0.72 * width if plan.has_global_tile else width
     step = min(share / cols, height / rows)
-    x, y = left + (share - step * cols) / 2, low + (height + step * rows) / 2
+    x, y = left + (share - step * cols) / 2, MIDDLE + step * rows / 2
     places = [(x + col * step, y - (row + 1) * step, 0.92 * step) for row in range(rows) for col in range(cols)]
     side = 0.22 * width
-    return [*places, (left + width - side, low + (height - side) / 2, side)] if whole else places
+    return [*places, (left + width - side, low + (height - side) / 2, side)] if plan.has_global_tile else places
 
 
 def _draw_tiles(sheet: Sheet, image: np.ndarray, plan: TilePlan, config: ModelConfig) -> None:
-    sheet.arrow(2.4, 2.8)
+    sheet.arrow(2.4, 2.8, MIDDLE)
     for (x, y, side), tile in zip(_tile_places(plan, 2.95, 2.9), tile_image_host(image, config.tiling), strict=True):
         sheet.picture(x, y, side, side, tile, edge=sheet.faint)
     count = "1 tile" if plan.num_tiles == 1 else f"{plan.num_tiles} tiles"
     grid = f"{plan.rows} x {plan.cols}" if plan.rows else "not split"
-    parts = f"{grid}, and the whole image" if plan.has_global_tile and plan.rows else grid
+    parts = f"{grid}, and the whole image" if plan.has_global_tile else grid
     side = config.tiling.tile_size
     _title(sheet, 4.4, "tiles", f"{count} of {side} x {side} pixels", parts)
 
 
 def _draw_tower(sheet: Sheet, config: ModelConfig) -> None:
     low, height = PICTURES
-    sheet.arrow(5.98, 6.38)
+    sheet.arrow(5.98, 6.38, MIDDLE)
     sheet.layers(6.52, low + 0.25, 1.15, height - 0.5, config.vision.num_hidden_layers, sheet.blue)
     grid = config.tiling.tile_size // config.vision.patch_size
     size = f"{config.vision.num_hidden_layers} layers of width {config.vision.hidden_size}"
@@ -105,24 +105,22 @@ def _draw_tower(sheet: Sheet, config: ModelConfig) -> None:
 
 
 def _draw_unshuffle(sheet: Sheet, config: ModelConfig) -> None:
-    low, height = PICTURES
     scale, width = config.connector.scale_factor, config.vision.hidden_size
     grid = config.tiling.tile_size // config.vision.patch_size
     side = math.isqrt(config.tiling.tokens_per_tile)
     before, after = unshuffle_colors(grid, scale)
-    sheet.arrow(7.82, 8.22)
-    middle = low + height / 2
-    sheet.picture(8.34, middle - 0.48, 0.96, 0.96, before)
-    sheet.arrow(9.37, 9.6)
-    sheet.picture(9.67, middle - 0.34, 0.68, 0.68, after)
-    sheet.write(8.82, middle + 0.54, f"{grid} x {grid}", size=9, color=sheet.grey, va="bottom")
-    sheet.write(10.01, middle + 0.4, f"{side} x {side}", size=9, color=sheet.grey, va="bottom")
+    sheet.arrow(7.82, 8.22, MIDDLE)
+    sheet.picture(8.34, MIDDLE - 0.48, 0.96, 0.96, before)
+    sheet.arrow(9.37, 9.6, MIDDLE)
+    sheet.picture(9.67, MIDDLE - 0.34, 0.68, 0.68, after)
+    sheet.write(8.82, MIDDLE + 0.54, f"{grid} x {grid}", size=9, color=sheet.grey, va="bottom")
+    sheet.write(10.01, MIDDLE + 0.4, f"{side} x {side}", size=9, color=sheet.grey, va="bottom")
     merged = (f"{scale} x {scale} patches make one token:", f"{scale**2} · {width} = {scale**2 * width:,} numbers,")
     _title(sheet, 9.34, "pixel unshuffle", *merged, f"projected to {config.connector.text_hidden_size}")
 
 
 def _draw_tokens(sheet: Sheet, colors: np.ndarray, plan: TilePlan, config: ModelConfig) -> None:
-    sheet.arrow(10.47, 10.77)
+    sheet.arrow(10.47, 10.77, MIDDLE)
     side = math.isqrt(config.tiling.tokens_per_tile)
     squares = colors.reshape(plan.num_tiles, side, side, 3)
     for (x, y, size), square in zip(_tile_places(plan, 10.88, 2.1), squares, strict=True):

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from multipatch_jax.plot.panels import INK
+from multipatch_jax.plot.panels import COLORS, FAINT, INK, MARK
 
 
 class Sheet:
     """Axes that cover a figure, from (0, 0) at its lower left, in inches."""
 
-    grey, faint, blue, orange, mark = "#6a6a78", "#d8d8e0", "#3b6fb6", "#e08a2e", "#ff4060"
+    grey, faint, blue, orange, mark = "#6a6a78", FAINT, *COLORS[:2], MARK
 
     def __init__(self, axes: Any, width: float, height: float):
         """Take the whole of `axes`, of a figure of this size."""
@@ -45,8 +45,8 @@ class Sheet:
         edge = self.faint if edge is None else edge
         self._axes.add_patch(Rectangle((x, y), width, height, facecolor=face, edgecolor=edge, linewidth=width_of_line))
 
-    def arrow(self, start: float, end: float, y: float = 4.55) -> None:
-        """Draw an arrow to the right."""
+    def arrow(self, start: float, end: float, y: float) -> None:
+        """Draw an arrow to the right, at the height `y`."""
         self._arrow((start, y), (end, y), "arc3")
 
     def elbow(self, start: tuple[float, float], end: tuple[float, float], y: float) -> None:

@@ -97,8 +97,7 @@ def cosine_similarity(
     """
     check_array("tokens", tokens, ("tokens", "D"), np.floating)
     x = np.asarray(tokens, np.float32)
-    if not 0 <= require_integer("token", token, 0) < len(x):
-        raise ValueError(f"token must be from 0 to {len(x) - 1}, got {token}.")
+    token = require_integer("token", token, 0, len(x) - 1)
     x = x - x.mean(axis=0)
     x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
     return x @ x[token]

@@ -19,7 +19,6 @@ Nothing is downloaded.
 import base64
 import binascii
 import dataclasses
-import numbers
 import urllib.parse
 import urllib.request
 import warnings
@@ -28,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from multipatch_jax.arguments import require_number
 from multipatch_jax.text.video import VIDEO, VideoPlan
 
 Chat = Sequence[Mapping[str, Any]]
@@ -198,8 +198,7 @@ def _video(part: Mapping[str, Any], where: str) -> tuple[Sequence[Any], VideoPla
         warnings.warn(
             f'{where} has no "plan" and no "fps": its times are those of {fps:g} frames a second.', stacklevel=2
         )
-    if isinstance(fps, bool) or not isinstance(fps, numbers.Real) or not 0 < float(fps) < float("inf"):
-        raise ValueError(f'The "fps" of {where} must be a positive number of frames per second, got {_kind(fps)}.')
+    require_number(f'The "fps" of {where}', fps, above=True)
     # Of a video that is known by its frames alone, the reference takes the time of the last as the duration.
     return frames, VideoPlan(tuple(range(len(frames))), float(fps), (len(frames) - 1) / float(fps))
 

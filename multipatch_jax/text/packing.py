@@ -11,7 +11,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Int32
 
-from multipatch_jax.arguments import require_integer
+from multipatch_jax.arguments import LARGEST_INT, require_integer
+from multipatch_jax.params import Params
 
 
 def _is_traced(*arrays: Any) -> bool:
@@ -24,7 +25,7 @@ def _check_integers(name: str, ids: Any) -> None:
         raise ValueError(f"{name} must be an integer array of shape (B, S), got {found}.")
 
 
-def embedding_table(params: dict[str, Any]) -> Float[Array | np.ndarray, "V D"]:
+def embedding_table(params: Params) -> Float[Array | np.ndarray, "V D"]:
     """Return the table of token embeddings of `params`.
 
     Raises:
@@ -39,12 +40,12 @@ def embedding_table(params: dict[str, Any]) -> Float[Array | np.ndarray, "V D"]:
 
 
 @jax.jit
-def _embed(table, input_ids):
+def _embed(table: Float[Array, "V D"], input_ids: Int[Array, "B S"]) -> Float[Array, "B S D"]:
     # A negative index would count from the end, so negative ids are moved beyond it.
     return table.at[jnp.where(input_ids < 0, len(table), input_ids)].get(mode="fill", fill_value=jnp.nan)
 
 
-def embed_tokens(params: dict[str, Any], input_ids: Int[Array | np.ndarray, "B S"]) -> Float[Array, "B S D"]:
+def embed_tokens(params: Params, input_ids: Int[Array | np.ndarray, "B S"]) -> Float[Array, "B S D"]:
     """Look up the language model's own embeddings of token ids; `<image>` ids get theirs too.
 
     Args:
@@ -73,7 +74,13 @@ def embed_tokens(params: dict[str, Any], input_ids: Int[Array | np.ndarray, "B S
 
 
 @jax.jit
-def _pack(input_ids, text_embeddings, visual_tokens, image_token_id, num_tokens):
+def _pack(
+    input_ids: Int[Array, "B S"],
+    text_embeddings: Float[Array, "B S D"],
+    visual_tokens: Float[Array, "tokens D"],
+    image_token_id: Int[Array, ""],
+    num_tokens: Int[Array, ""],
+) -> Float[Array, "B S D"]:
     if not len(visual_tokens):  # a gather needs at least one row
         visual_tokens = jnp.full((1, visual_tokens.shape[1]), jnp.nan)
     places = input_ids == image_token_id
@@ -220,8 +227,8 @@ def labels_for(
         your own jit no error can depend on values; there such labels are all `ignore_index`.
     """
     _check_integers("input_ids", input_ids)
-    require_integer("image_token_id", image_token_id, 0, 2**31 - 1)
-    require_integer("ignore_index", ignore_index, -(2**31), 2**31 - 1)
+    require_integer("image_token_id", image_token_id, 0, LARGEST_INT)
+    require_integer("ignore_index", ignore_index, -LARGEST_INT - 1, LARGEST_INT)
     masks = {"attention_mask": attention_mask, "assistant_mask": assistant_mask}
     for name, mask in masks.items():
         if mask is None:

@@ -52,8 +52,7 @@ def prepare_inputs(
 
     Raises:
       ValueError: as `Processor`; or `params` do not fit the config, have no embeddings, or have too few for the
-        tokenizer's ids; or a setting of `compute` cannot be had, or `batch_size` is not a
-        positive integer.
+        tokenizer's ids; or a setting of `compute` cannot be had, or `batch_size` is not a positive integer.
       ImageError, FileNotFoundError: as `Processor`.
     """
     require_type("processor", processor, Processor)

@@ -6,7 +6,6 @@ tokenised as the reference does it (transformers 5.23).
 
 import dataclasses
 import functools
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,19 +13,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from multipatch_jax.arguments import require_positive, require_type
+from multipatch_jax.arguments import require_positive_or_none, require_type
 from multipatch_jax.checkpoint import local_folder
 from multipatch_jax.config import ModelConfig
 from multipatch_jax.image import TilePlan, load_image, plan_tiles
 from multipatch_jax.text.answers import answer_spans
-from multipatch_jax.text.chat import VIDEO_TEMPLATE, read_template
-from multipatch_jax.text.folder import SIDES, download, read_settings, read_tokenizer
 from multipatch_jax.text.messages import NEXT, Chat, Messages, check_keys, read_messages
 from multipatch_jax.text.packing import pad
 from multipatch_jax.text.places import Rendered, render_whole
 from multipatch_jax.text.prompt import IMAGE
 from multipatch_jax.text.sample import Sample, tokenize
 from multipatch_jax.text.template import Spans, render
+from multipatch_jax.text.template_file import VIDEO_TEMPLATE, read_template
+from multipatch_jax.text.tokenizer_files import SIDES, download, read_settings, read_tokenizer
 from multipatch_jax.text.video import VIDEO
 
 VIDEO_TOKENS = ("<|im_start|>", "<end_of_utterance>")  # VIDEO_TEMPLATE is for tokenizers that have them
@@ -94,7 +93,7 @@ class Processor:
 
         Raises:
           FileNotFoundError: the folder or id does not exist, or has no tokenizer.json.
-          ValueError: a file is damaged.
+          ValueError: `name_or_path` is no path, or a file is damaged.
           ImportError: the extra `text` is not installed.
         """
         try:
@@ -102,8 +101,6 @@ class Processor:
             import tokenizers  # noqa: F401
         except ImportError as error:
             raise ImportError(f'A Processor needs the extra "text" ({error}): install multipatch_jax[text].') from error
-        if not isinstance(name_or_path, (str, os.PathLike)) or not str(name_or_path):
-            raise ValueError(f"A Processor is loaded from a folder or a hub id, got {name_or_path!r:.60}.")
         hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
         folder = local_folder(name_or_path) or download(str(name_or_path), **hub)
         tokenizer, settings = read_tokenizer(folder), read_settings(folder)
@@ -184,8 +181,7 @@ class Processor:
         if side not in SIDES:
             raise ValueError(f'padding_side must be "left", "right" or None, got {side!r}.')
         _check_switch(add_generation_prompt)
-        if max_length is not None:
-            max_length = require_positive("max_length", max_length, "tokens", or_none=True)
+        max_length = require_positive_or_none("max_length", max_length, "tokens")
         if isinstance(texts, str) or not isinstance(texts, Sequence) or not texts or isinstance(texts[0], Mapping):
             raise ValueError("texts must be a list of at least one text or chat; for a single one, pass [text].")
         if self.tokenizer.token_to_id(IMAGE) != config.image_token_id:

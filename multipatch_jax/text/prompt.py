@@ -67,12 +67,24 @@ def expand_prompt(text: str, plans: Sequence[TilePlan], config: ModelConfig) -> 
     require_type("text", text, str)
     require_type("config", config, ModelConfig)
     require_each("plans", plans, TilePlan)
-    parts = text.split(IMAGE)
-    if len(parts) - 1 != len(plans):
+    return replace_each(text, IMAGE, [_markers(plan, config) for plan in plans], "image")
+
+
+def replace_each(text: str, mark: str, replacements: Sequence[str], what: str) -> str:
+    """Replace each `mark` of a text by the replacement in its place.
+
+    Args:
+      what: the mark stands for, such as "image"; for the error message.
+
+    Raises:
+      ValueError: the numbers of marks and replacements differ.
+    """
+    before, *parts = text.split(mark)
+    if len(parts) != len(replacements):
         raise ValueError(
-            f"The text must have one {IMAGE} for each image, got {len(parts) - 1} {IMAGE} and {len(plans)} images."
+            f"The text must have one {mark} for each {what}, got {len(parts)} {mark} and {len(replacements)} {what}s."
         )
-    return parts[0] + "".join(_markers(plan, config) + part for plan, part in zip(plans, parts[1:], strict=True))
+    return before + "".join(one + part for one, part in zip(replacements, parts, strict=True))
 
 
 def expanded_length(plan: TilePlan, config: ModelConfig) -> int:

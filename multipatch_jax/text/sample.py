@@ -9,6 +9,7 @@ import numpy as np
 from multipatch_jax.config import ModelConfig
 from multipatch_jax.image import TilePlan
 from multipatch_jax.text.prompt import IMAGE, expand_prompt
+from multipatch_jax.text.template import Spans
 from multipatch_jax.text.video import VIDEO, VideoPlan, expand_video_prompt
 
 
@@ -19,13 +20,13 @@ class Sample(NamedTuple):
       text: with one `<image>` for each image and one `<video>` for each video.
       images: for each `<image>`, what `load_image` takes, or `messages.NEXT`.
       videos: for each `<video>`, its frames and their plan.
-      spans: the [start, end) of what the assistant says, in the text; None if the chat template does not mark it.
+      spans: the [start, end) of what the assistant says, in the text; None if that is unknown.
     """
 
     text: str
     images: list[Any]
     videos: list[tuple[Sequence[Any], VideoPlan]]
-    spans: list[tuple[int, int]] | None
+    spans: Spans | None
 
     @property
     def order(self) -> list[str]:

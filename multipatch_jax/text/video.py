@@ -14,7 +14,7 @@ from multipatch_jax.encode import encode_images
 from multipatch_jax.image import MAX_IMAGE_SIZE
 from multipatch_jax.nn import Compute
 from multipatch_jax.params import Params
-from multipatch_jax.text.prompt import one_tile_markers
+from multipatch_jax.text.prompt import one_tile_markers, replace_each
 
 VIDEO = "<video>"
 MAX_SECONDS = 10**9  # 31 years; far more cannot be written as hours, minutes and seconds
@@ -115,25 +115,19 @@ def expand_video_prompt(text: str, videos: Sequence[VideoPlan], config: ModelCon
     require_type("text", text, str)
     require_type("config", config, ModelConfig)
     require_each("videos", videos, VideoPlan)
-    parts = text.split(VIDEO)
-    if len(parts) - 1 != len(videos):
-        raise ValueError(
-            f"The text must have one {VIDEO} for each video, got {len(parts) - 1} {VIDEO} and {len(videos)} videos."
-        )
-    expanded = parts[0]
-    for video, part in zip(videos, parts[1:], strict=True):
-        if not video.indices:
-            raise ValueError("A video must have at least one frame, got none.")
-        duration = datetime.timedelta(seconds=int(video.duration))
-        expanded += (
-            f"You are provided the following series of {_in_words(len(video.indices))} frames from a {duration} "
-        )
-        expanded += "[H:MM:SS] video.\n"
-        for index in video.indices:
-            minutes, seconds = divmod(index / video.fps, 60)
-            expanded += f"\nFrame from {int(minutes):02d}:{int(seconds):02d}:{one_tile_markers(config)}"
-        expanded += "\n\n" + part
-    return expanded
+    return replace_each(text, VIDEO, [_introduced_frames(video, config) for video in videos], "video")
+
+
+def _introduced_frames(video: VideoPlan, config: ModelConfig) -> str:
+    """Return what the `<video>` of a video is replaced by."""
+    if not video.indices:
+        raise ValueError("A video must have at least one frame, got none.")
+    count, duration = _in_words(len(video.indices)), datetime.timedelta(seconds=int(video.duration))
+    frames = f"You are provided the following series of {count} frames from a {duration} [H:MM:SS] video.\n"
+    for index in video.indices:
+        minutes, seconds = divmod(index / video.fps, 60)
+        frames += f"\nFrame from {int(minutes):02d}:{int(seconds):02d}:{one_tile_markers(config)}"
+    return frames + "\n\n"
 
 
 def frame_config(config: ModelConfig, video_size: int | None = None) -> ModelConfig:

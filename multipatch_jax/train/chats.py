@@ -102,13 +102,11 @@ def _tiles_of_rows(inputs: TextInputs, config: ModelConfig, num_tiles: int | Non
         )
     side, of_frames = config.tiling.tile_size, frame_config(config).tiling
     images, videos = iter(inputs.images), iter(inputs.videos)
-    found = [np.zeros((0, side, side, 3), np.uint8)]
+    rows = np.zeros((len(places), most, side, side, 3), np.uint8)
+    free = (place for row, count in zip(rows, places, strict=True) for place in row[:count])
     for kind in inputs.order:
-        if kind == "image":
-            found.append(tile_image_host(next(images), config.tiling))
-        else:
-            found += [tile_image_host(frame, of_frames) for frame in next(videos)]
-    flat, rows = np.concatenate(found), np.zeros((len(places), most, side, side, 3), np.uint8)
-    for row, end, count in zip(rows, np.cumsum(places), places, strict=True):
-        row[:count] = flat[end - count : end]
+        pictures, tiling = ([next(images)], config.tiling) if kind == "image" else (next(videos), of_frames)
+        for picture in pictures:
+            for tile in tile_image_host(picture, tiling):
+                next(free)[:] = tile
     return rows

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from multipatch_jax.arguments import require_positive
+from multipatch_jax.arguments import require_positive, require_type
 from multipatch_jax.checkpoint import CheckpointError
 from multipatch_jax.config import ModelConfig, config_from_dict
 from multipatch_jax.files import require_path
@@ -63,11 +63,8 @@ class TrainCheckpoints:
         keep_last = require_positive("keep_last", keep_last, "checkpoints")
         if best_mode not in ("min", "max"):
             raise ValueError(f'best_mode must be "min" or "max", got {best_mode!r:.50}.')
-        if not isinstance(config, ModelConfig) or not isinstance(best, str):
-            raise ValueError(
-                f"config must be a ModelConfig and best the name of a metric, got {type(config).__name__} and "
-                f"{best!r:.50}."
-            )
+        require_type("config", config, ModelConfig)
+        require_type("best", best, str)
         if self.folder.is_dir() and jax.process_index() == 0:
             clean_run(self.folder)
         elif self.folder.exists() and not self.folder.is_dir():

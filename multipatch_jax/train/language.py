@@ -13,7 +13,7 @@ from multipatch_jax.arguments import check_array, require_type
 from multipatch_jax.config import ModelConfig, TextConfig
 from multipatch_jax.encode import encode_tiles
 from multipatch_jax.generate import text_features
-from multipatch_jax.nn import Compute, logits, resolve_compute
+from multipatch_jax.nn import Compute, logits, resolve_decoder_compute
 from multipatch_jax.params import Params
 from multipatch_jax.text import embed_tokens, pack
 
@@ -67,10 +67,8 @@ def language_model_loss(
         tokens = tokens.reshape(len(tiles), -1, tokens.shape[-1])
         packed = jax.vmap(functools.partial(_pack_row, image_token_id=config.image_token_id))(ids, packed, tokens)
     hidden = text_features(params, packed, config=config, attention_mask=mask, compute=compute)
-    kernel = params["text_model"]["layers"]["self_attn"]["q_proj"]["kernel"]
-    total = _cross_entropy(
-        params, hidden[:, :-1], labels[:, 1:], config.text, resolve_compute(compute, str(kernel.dtype))
-    )
+    decided = resolve_decoder_compute(params, compute)
+    total = _cross_entropy(params, hidden[:, :-1], labels[:, 1:], config.text, decided)
     return total, jnp.sum(labels[:, 1:] != IGNORED).astype(jnp.float32)
 
 

@@ -154,7 +154,6 @@ def make_train_step(
     require_type("config", config, ModelConfig)
     require_type("optimizer", optimizer, optax.GradientTransformation)
     require_type("compute", compute, Compute)
-    require_type("trainable", trainable, str)
     require_pattern("trainable", trainable)
     if not callable(loss_fn):
         raise ValueError(f"loss_fn must be a function (params, batch, rng, encode), got {type(loss_fn).__name__}.")

@@ -92,9 +92,20 @@ def test_params_that_a_step_has_taken_over_are_refused(tiny, tmp_path):
         mp.save_pretrained(tmp_path / "new", tiny.config, params)
 
 
-@pytest.mark.parametrize("lora", [None, {"x": np.zeros(3, np.float32)}, {"connector": {"a": 1}}])
+FACTORS = {"a": np.zeros((1536, 2), np.float32), "b": np.zeros((3, 48), np.float32)}  # of two ranks
+
+
+@pytest.mark.parametrize(
+    "lora",
+    [
+        None,
+        {"x": np.zeros(3, np.float32)},
+        {"connector": {"a": 1}},
+        {"connector": {"modality_projection": {"proj": {"kernel": FACTORS}}}},
+    ],
+)
 def test_factors_of_no_kernel_are_refused(lora, tiny, tmp_path):
-    with pytest.raises(ValueError, match="lora"):
+    with pytest.raises(ValueError, match=r'params\["lora"\] must (be a nested dict|hold factors a and b)'):
         mp.export_hf(tmp_path / "new", tiny.config, tiny.params | {"lora": lora})
 
 

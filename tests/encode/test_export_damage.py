@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import multipatch_jax as mp
-from multipatch_jax.encode.export_files import digest_of_file, digest_of_manifest
+from multipatch_jax.encode.export_files import digest_of_manifest
+from multipatch_jax.files import digest_of_file
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +175,7 @@ def test_platforms_may_be_one_name_or_any_iterable(tiny, tmp_path):
         ({"platforms": "gpu"}, "platforms must be some of cpu, cuda, tpu, got gpu"),
         ({"platforms": iter(())}, "platforms must be some of cpu, cuda, tpu, got none"),
         ({"path": None}, "path must be the path of a file or folder, got None"),
-        ({"config": None}, "config must be a ModelConfig, got NoneType"),
+        ({"config": None}, "config must be a ModelConfig, got None"),
         ({"params": None}, "params must be a nested dict"),
         ({"params": {}}, "not of this config"),
         ({"compute": None}, "compute must be"),

@@ -208,7 +208,7 @@ file = io.BytesIO()
 Image.new("RGBA", (6000, 6000), (1, 2, 3, 255)).save(file, "PNG")
 images = [file.getvalue()] * 8
 def peak(images):
-    for _ in read_ahead(images, TilingConfig(), on_device=False):
+    for _ in read_ahead(images, TilingConfig(), on_device=False, form="gather"):
         pass
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 print(peak(images[:1]), peak(images))

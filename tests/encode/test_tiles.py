@@ -93,7 +93,7 @@ def test_params_of_another_model_are_refused(tiny, tiny_tiles):
     with pytest.raises(ValueError, match=r" - connector/modality_projection/proj/kernel \(1536, 48\)"):
         mp.encode_tiles({"vision_model": tiny.params["vision_model"]}, tiny_tiles, config=tiny.config)
     no_params: Any = None
-    with pytest.raises(ValueError, match="nested dict of arrays, got NoneType"):
+    with pytest.raises(ValueError, match="nested dict of arrays, got None"):
         mp.encode_tiles(no_params, tiny_tiles, config=tiny.config)
 
 

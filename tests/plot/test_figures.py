@@ -78,7 +78,7 @@ def test_what_does_not_fit_is_refused(encoded, monkeypatch):
         mp.plot.plot_pca(photo, tokens[1:], plan, config)
     with pytest.raises(ValueError, match=r"tokens must be of shape \(52, D\) for this plan, got \(13, 4, 48\)"):
         mp.plot.plot_similarity(photo, tokens.reshape(13, 4, 48), plan, config, 0)
-    with pytest.raises(ValueError, match="token must be from 0 to 51, got 52"):
+    with pytest.raises(ValueError, match="token must be an integer from 0 to 51, got 52"):
         mp.plot.plot_similarity(photo, tokens, plan, config, 52)
     with pytest.raises(ValueError, match=r"Pixel \(300, 0\) is not in an image of 300 x 451"):
         mp.plot.token_at(300, 0, plan, config)

@@ -22,8 +22,8 @@ CALLS: dict[str, Any] = {
     "VideoPlan.fps must be a finite number above 0, got 0": lambda m: VideoPlan((0,), 0, 1),
     "VideoPlan.duration must be a finite number of at least 0, got nan": lambda m: VideoPlan((0,), 1, float("nan")),
     "must not be longer than 1000000000 seconds, got fps 1e-300": lambda m: VideoPlan((5,), 1e-300, 1),
-    "folder or a hub id, got None": lambda m: mp.Processor.from_pretrained(NONE),
-    "folder or a hub id, got ''": lambda m: mp.Processor.from_pretrained(""),
+    "folder or its hub id, got None": lambda m: mp.Processor.from_pretrained(NONE),
+    "folder or its hub id, got ''": lambda m: mp.Processor.from_pretrained(""),
     "add_generation_prompt must be True, False or None, got 1": lambda m: m.ours(
         ["a"], config=m.config, add_generation_prompt=1
     ),

@@ -13,7 +13,7 @@ from transformers.models.smolvlm import processing_smolvlm
 
 import multipatch_jax as mp
 from multipatch_jax.text import VideoPlan
-from multipatch_jax.text.chat import VIDEO_TEMPLATE
+from multipatch_jax.text.template_file import VIDEO_TEMPLATE
 from tests.helpers.tokenizer import IMAGE
 
 
@@ -169,7 +169,7 @@ def test_frames_without_a_plan_have_their_own_rate(fps, model, photos):
         ({"type": "video"}, "must be its frames, .* got NoneType"),
         ({"type": "video", "video": "a.mp4"}, "must be its frames, .* got 'a.mp4'"),
         ({"type": "video", "video": []}, "must be its frames"),
-        ({"type": "video", "video": [np.zeros((9, 9, 3), np.uint8)], "fps": 0}, "fps. of part 0 .* positive number"),
+        ({"type": "video", "video": [np.zeros((9, 9, 3), np.uint8)], "fps": 0}, "fps. of part 0 .* finite number"),
         (
             {"type": "video", "video": [np.zeros((9, 9, 3), np.uint8)], "plan": VideoPlan((), 1, 1)},
             "VideoPlan of its 1 fr",

@@ -152,7 +152,7 @@ def test_a_damaged_checkpoint_is_our_error(data, run, tmp_path_factory):
         ({"keep_last": -1}, "keep_last must be a positive number of checkpoints, got -1"),
         ({"keep_last": 0}, "keep_last must be a positive number of checkpoints, got 0"),
         ({"keep_last": None}, "keep_last must be a positive number of checkpoints, got None"),
-        ({"best": None}, "best the name of a metric, got ModelConfig and None"),
+        ({"best": None}, "best must be a str, got None"),
         ({"best_mode": None}, 'best_mode must be "min" or "max", got None'),
     ],
 )

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from multipatch_jax.checkpoint import fetch, fetch_if_there
 from multipatch_jax.files import read_json, refuse_pointer
-from multipatch_jax.text.chat import SETTINGS, TEMPLATES
+from multipatch_jax.text.template_file import SETTINGS, TEMPLATES
 
 TOKENIZER = "tokenizer.json"
 SIDES = ("left", "right")
