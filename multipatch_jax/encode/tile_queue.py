@@ -29,7 +29,7 @@ from jaxtyping import Array, Float, Int32, UInt8
 from multipatch_jax.encode.execution import Execution, on_each_device
 from multipatch_jax.encode.jit import Program
 from multipatch_jax.encode.programs import trace_encode
-from multipatch_jax.image import MAX_GRID, PreparedImage, TilingSteps, blank_images, send_pieces, tile_padded
+from multipatch_jax.image import MAX_GRID, PackedSteps, PreparedImage, blank_images, send_pieces, tile_padded
 from multipatch_jax.params import Params
 
 CAPACITY = MAX_GRID**2 + 1  # tiles written by one append: the most that an image in a size bucket has
@@ -83,7 +83,7 @@ def _append(
     buffer: Buffer,
     device: Int32[Array, ""],
     offset: Int32[Array, ""],
-    steps: TilingSteps | None,
+    steps: PackedSteps | None,
     mesh: Mesh | None,
 ) -> Buffer:
     """Write tiles into the buffer of one device, from `offset` on; the other devices keep their buffers and do nothing.
@@ -116,7 +116,7 @@ def _append_image(
     device: Int32[Array, ""],
     offset: Int32[Array, ""],
     *,
-    steps: TilingSteps,
+    steps: PackedSteps,
     execution: Execution,
 ) -> Buffer:
     tiling, form = execution.config.tiling, execution.resize_form

@@ -7,13 +7,14 @@ from multipatch_jax.image.pieces import on_device, send_pieces
 from multipatch_jax.image.plan import MAX_IMAGE_SIZE, TilePlan, plan_tiles
 from multipatch_jax.image.prepare import PreparedImage, blank_images, bucket_side, prepare_image
 from multipatch_jax.image.resize import default_resize_form
-from multipatch_jax.image.steps import MAX_GRID, TilingSteps, padded_steps, tiling_steps
+from multipatch_jax.image.steps import MAX_GRID, PackedSteps, TilingSteps, padded_steps, tiling_steps
 from multipatch_jax.image.tile import normalize, tile_image, tile_padded
 
 __all__ = [
     "MAX_GRID",
     "MAX_IMAGE_SIZE",
     "ImageError",
+    "PackedSteps",
     "PreparedImage",
     "TilePlan",
     "TilingSteps",
