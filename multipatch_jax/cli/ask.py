@@ -57,6 +57,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="0 takes the most likely token each time; above 0, tokens are drawn at random (default: %(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the random draws (default: %(default)s)")
+    parser.add_argument(
+        "--keep-special-tokens",
+        action="store_true",
+        help="keep special tokens in the answer, such as the tags of document models",
+    )
     parser.add_argument("--json", action="store_true", help="print the answer and its statistics as one JSON object")
     parser.add_argument(
         "--dtype", choices=DTYPES, help="dtype of the params (default: float32 on a CPU, elsewhere the checkpoint's)"
@@ -72,6 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Check the question and the photographs; then load the model and answer."""
     settings = {"max_new_tokens": args.max_tokens, "temperature": args.temperature, "seed": args.seed}
+    settings["skip_special_tokens"] = not args.keep_special_tokens
     mp.generate.settings_of_chats(1, settings)  # called for its errors, before the model is read
     words, question = _photos_and_question(args.words)
     if args.heatmap:

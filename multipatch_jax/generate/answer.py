@@ -8,7 +8,7 @@ class Answer:
     """What a model answers to a chat.
 
     Attributes:
-      text: without special tokens, and without the stop that ended it.
+      text: without the stop that ended it, and without special tokens unless `skip_special_tokens` is False.
       ids: of all tokens that were generated, one that ended the answer included.
       finish_reason: "stop" if the model, a stop, `should_stop` or the end of a grammar ended the answer, "length" if it
         was cut off by `max_new_tokens` or by the generator's `max_length`.

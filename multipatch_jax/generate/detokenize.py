@@ -15,7 +15,7 @@ class Detokenizer:
 
         Args:
           tokenizer: a `tokenizers.Tokenizer`.
-          skip_special_tokens: whether the text lacks special tokens; document models write some that must stay.
+          skip_special_tokens: whether the text lacks special tokens.
         """
         from tokenizers.decoders import DecodeStream
 

@@ -139,7 +139,7 @@ def read_requests(
                 f"{number}: load the processor from the model's own checkpoint."
             )
         limit = min(one.max_new_tokens, max_length - len(prompt))
-        text = AnswerText(processor.tokenizer, tuple(one.stop), one.should_stop)
+        text = AnswerText(processor.tokenizer, tuple(one.stop), one.should_stop, one.skip_special_tokens)
         requests.append(Request(prompt, of_chat, one, limit, model.eos_ids, text, matcher))
     return requests
 

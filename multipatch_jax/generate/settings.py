@@ -14,6 +14,7 @@ from multipatch_jax.arguments import (
     require_number,
     require_positive,
     require_positive_or_none,
+    require_type,
 )
 from multipatch_jax.generate.sampling import Sampling
 
@@ -34,6 +35,8 @@ class GenerationSettings:
       seed: of the draws. The same chat with the same seed and settings has the same answer.
       stop: texts that end the answer, which does not contain them; one text or several.
       should_stop: called with the text so far whenever it has grown; True ends the answer.
+      skip_special_tokens: False keeps special tokens in the text, such as the tags that document models write, but for
+        the one that ended the answer.
       grammar: what the answer must be: a dict is a JSON schema, a `re.Pattern` is a regex that matches the whole
         answer, and a str is a Lark grammar. Tokens that do not fit have no probability, before all other settings. An
         answer ends as soon as nothing can be added. One that `max_new_tokens`, `stop` or `should_stop` cuts short may
@@ -50,6 +53,7 @@ class GenerationSettings:
     seed: int = 0
     stop: str | Sequence[str] = ()
     should_stop: Callable[[str], bool] | None = None
+    skip_special_tokens: bool = True
     grammar: dict[str, Any] | re.Pattern[str] | str | None = None
 
     def __post_init__(self):
@@ -65,6 +69,7 @@ class GenerationSettings:
         require_number("repetition_penalty", self.repetition_penalty, above=True)
         if self.should_stop is not None and not callable(self.should_stop):
             raise ValueError(f"should_stop must be a function (text) -> bool or None, got {self.should_stop!r:.60}.")
+        require_type("skip_special_tokens", self.skip_special_tokens, bool)
         _require_grammar(self.grammar)
         for name, value in checked.items():
             object.__setattr__(self, name, value)

@@ -5,11 +5,13 @@ import gc
 import json
 import re
 import shutil
+import types
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from tokenizers import AddedToken, Tokenizer
 
 import multipatch_jax as mp
 from multipatch_jax.encode import forbid_compilations
@@ -66,6 +68,24 @@ def test_any_of_several_eos_ids_ends_an_answer(generator, talker):
     assert answer.ids == free.ids[: free.ids.index(end) + 1]
     assert answer.finish_reason == "stop"
     assert answer.text == talker.processor.decode(answer.ids[:-1])
+
+
+def test_special_tokens_stay_if_they_are_asked_for(talker):
+    """As in document models, whose tags are special tokens; the one that ends an answer is no part of it."""
+    (plain,) = make_generator(talker).generate([TEXTS[1]], max_new_tokens=6)
+    tag, end = plain.ids[2], plain.ids[5]
+    tokenizer = Tokenizer.from_str(talker.processor.tokenizer.to_str())
+    names = [tokenizer.id_to_token(one) for one in (tag, end)]
+    tokenizer.add_special_tokens([AddedToken(name, special=True) for name in names])
+    processor = dataclasses.replace(talker.processor, tokenizer=tokenizer)
+    generator = make_generator(types.SimpleNamespace(**vars(talker) | {"processor": processor}), eos_ids=(end,))
+    (without,) = generator.generate([TEXTS[1]], max_new_tokens=6)
+    (kept,) = generator.generate([TEXTS[1]], max_new_tokens=6, skip_special_tokens=False)
+    assert without.ids == kept.ids == plain.ids[: plain.ids.index(end) + 1]
+    assert kept.text == tokenizer.decode(kept.ids[:-1], skip_special_tokens=False)
+    assert names[0] in kept.text
+    assert names[1] not in kept.text
+    assert without.text == tokenizer.decode(kept.ids[:-1], skip_special_tokens=True) != kept.text
 
 
 def test_the_eos_ids_of_a_folder(talker, tmp_path):

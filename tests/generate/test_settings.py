@@ -46,6 +46,7 @@ def test_numbers_of_numpy_and_one_stop_are_taken():
         ({"stop": [3]}, "stop must be a text or a list of texts, none of them empty, got [3]."),
         ({"stop": None}, "stop must be a text or a list of texts, none of them empty, got None."),
         ({"stop": b"x"}, "stop must be a text or a list of texts, none of them empty, got b'x'."),
+        ({"skip_special_tokens": 0}, "skip_special_tokens must be a bool, got 0."),
         ({"should_stop": "x"}, "should_stop must be a function (text) -> bool or None, got 'x'."),
         (
             {"grammar": 3},
