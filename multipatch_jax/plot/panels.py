@@ -12,9 +12,9 @@ COLORS = ("#3b6fb6", "#e08a2e", "#3c9d6b", "#8a5bb0")  # of series, and of the p
 
 
 def require_matplotlib() -> None:
-    """Raise a ValueError that says what to install if matplotlib is missing, before a long computation for a plot."""
+    """Raise an ImportError that says what to install if matplotlib is missing, before a long computation for a plot."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise ValueError('plots need matplotlib: pip install "multipatch_jax[demo]"')
+        raise ImportError('plots need matplotlib: pip install "multipatch_jax[demo]"')
 
 
 def new_figure(width: float, height: float) -> Any:

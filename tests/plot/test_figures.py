@@ -84,5 +84,5 @@ def test_what_does_not_fit_is_refused(encoded, monkeypatch):
         mp.plot.token_at(300, 0, plan, config)
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name))
-    with pytest.raises(ValueError, match=r"plots need matplotlib: pip install"):
+    with pytest.raises(ImportError, match=r"plots need matplotlib: pip install"):
         mp.plot.plot_pca(photo, tokens, plan, config)
