@@ -9,7 +9,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Float32, Int, Shaped
 
-from multipatch_jax.arguments import check_array, require_tree, require_type
+from multipatch_jax.arguments import check_array, is_kind, require_tree, require_type
 from multipatch_jax.config import ModelConfig
 from multipatch_jax.nn import Compute, LlamaModel, logits, resolve_compute
 from multipatch_jax.params import Params, check_params, check_parts
@@ -106,7 +106,7 @@ def _check_integers(name: str, array: Any, shape: tuple[int, int], most: int) ->
     """
     dtype = getattr(array, "dtype", np.dtype(object))
     kinds = (jnp.integer, jnp.bool_) if most == 1 else (jnp.integer,)
-    if tuple(getattr(array, "shape", ())) != shape or not any(jnp.issubdtype(dtype, kind) for kind in kinds):
+    if tuple(getattr(array, "shape", ())) != shape or not is_kind(dtype, *kinds):
         found = f"{dtype} of shape {array.shape}" if hasattr(array, "shape") else type(array).__name__
         raise ValueError(f"{name} must be integers of shape {shape}, as inputs_embeds, or None, got {found}.")
     if isinstance(array, (np.ndarray, jax.Array)) and not isinstance(array, Tracer):

@@ -62,6 +62,7 @@ def test_subtrees_of_the_users_own_are_saved_and_loaded(saved, tiny, tiny_tiles)
         ({"head": {"ids": np.zeros(3, np.int32)}}, "one of float32, bfloat16, float16, got head/ids of int32"),
         ({"head": {"x": np.zeros(3, np.complex64)}}, "got head/x of complex64"),
         ({"head": {"x": np.zeros(3)}}, "got head/x of float64"),
+        ({"head": {"x": np.zeros(3, ">f4")}}, "got head/x of >f4"),
         ({"head": {"x": 1.5}}, "arrays or dicts of them, got head/x of type float"),
         ({"head": {"x": None}}, "got head/x of type NoneType"),
         ({"head": {"x": [np.zeros(3, np.float32)]}}, "got head/x of type list"),

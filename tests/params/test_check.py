@@ -2,6 +2,8 @@
 
 import string
 
+import jax
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -66,3 +68,18 @@ def test_parts_that_are_no_names_are_refused(parts, tiny):
 def test_parts_may_be_any_collection_or_one_name(tiny):
     shapes = mp.params.param_shapes(tiny.config, ("vision",))
     assert mp.params.param_shapes(tiny.config, ["vision"]) == mp.params.param_shapes(tiny.config, "vision") == shapes
+
+
+@pytest.mark.parametrize("dtype", [">f4", np.int32, bool, np.complex64, str, object])
+def test_a_parameter_of_another_kind_is_refused(dtype, tiny):
+    """Of a program that is compiled, jit reads an array in the other order of bytes as if it were in this machine's."""
+    path = "vision_model/encoder/layers/mlp/fc1/bias"
+    flat = mp.params.flatten(jax.tree.map(np.asarray, tiny.params))
+    flat[path] = flat[path].astype(dtype)
+    for call in (
+        lambda params: mp.params.check_params(params, tiny.config),
+        lambda params: mp.encode_image(params, np.zeros((8, 8, 3), np.uint8), config=tiny.config),
+        lambda params: mp.save_pretrained("nowhere", tiny.config, params),
+    ):
+        with pytest.raises(ValueError, match=f"floating-point numbers in this machine's order of bytes, got {path} of"):
+            call(mp.params.unflatten(flat))
