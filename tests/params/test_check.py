@@ -5,7 +5,7 @@ import string
 import jax
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import multipatch_jax as mp
@@ -13,6 +13,7 @@ import multipatch_jax as mp
 NAMES = st.dictionaries(st.text("ab", min_size=1, max_size=2), st.tuples(st.integers(1, 2)), max_size=6)
 
 
+@settings(deadline=None)  # the first example may import the room
 @given(NAMES, NAMES)
 def test_a_report_has_one_line_for_each_difference(expected, found):
     lines = mp.params.mismatch_report(expected, found).splitlines()
