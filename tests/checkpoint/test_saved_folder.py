@@ -56,6 +56,11 @@ def test_subtrees_of_the_users_own_are_saved_and_loaded(saved, tiny, tiny_tiles)
     assert {x.dtype.name for x in jax.tree.leaves(params)} == {"float16"}
 
 
+def test_parts_that_were_not_saved_are_named(saved):
+    with pytest.raises(mp.CheckpointError, match="saved with vision, connector and lacks embeddings, text: convert or"):
+        mp.from_pretrained(saved, parts="all")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
