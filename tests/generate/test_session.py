@@ -158,6 +158,8 @@ def test_a_session_is_as_long_as_the_generator(talker):
     [
         (3, [], "question must be a str"),
         ("What?", "cat.png", "must be a list of images, got str"),
+        ("What?", np.zeros((8, 8, 3), np.uint8), r"must be a list of images, got ndarray: pass \[image\]"),
+        ("What?", bytearray(b"a file"), "must be a list of images, got bytearray"),
         ("What?", 3, "list"),
     ],
 )
