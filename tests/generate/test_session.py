@@ -165,6 +165,7 @@ def test_a_session_is_as_long_as_the_generator(talker):
 )
 def test_what_does_not_fit_is_refused_before_device_work(question, images, message, generator, compilations):
     session = generator.session()
+    compilations()
     with pytest.raises(ValueError, match=message):
         session.ask(question, images)
     assert not compilations()
