@@ -3,7 +3,7 @@
 A saved folder is one that `save_pretrained` wrote (see `saved_folder`).
 """
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +207,7 @@ def export_hf(
       FileExistsError: `path` exists.
     """
     path, dtype = require_path("path", path), _check_dtype(dtype)
-    if isinstance(params, dict):
+    if isinstance(params, Mapping):
         try:
             params = merge_lora(params)
         except (KeyError, AttributeError, TypeError):

@@ -1,6 +1,7 @@
 """Hidden states and logits of the text decoder, for whole texts at once: for training, scoring and retrieval."""
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -85,7 +86,7 @@ def _prepare(
     parts = check_parts(config, "text")
     assert config.text is not None
     text = params.get("text_model")
-    if not isinstance(text, dict) or "layers" not in text:
+    if not isinstance(text, Mapping) or "layers" not in text:
         raise ValueError('These params have no text decoder: load them with parts="all".')
     check_params(params, config, parts if config.text.tie_word_embeddings else ("text",))
     check_array("inputs_embeds", inputs_embeds, ("B", "S", config.text.hidden_size), np.floating)

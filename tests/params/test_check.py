@@ -1,10 +1,13 @@
 """The check of params: what it lists, how much of it, and wrong arguments."""
 
 import string
+from typing import Any
 
 import jax
 import numpy as np
+import optax
 import pytest
+from flax.core import freeze
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -84,3 +87,16 @@ def test_a_parameter_of_another_kind_is_refused(dtype, tiny):
     ):
         with pytest.raises(ValueError, match=f"floating-point numbers in this machine's order of bytes, got {path} of"):
             call(mp.params.unflatten(flat))
+
+
+def test_params_may_be_any_mapping(tiny, photo, tmp_path):
+    """flax's FrozenDict, for example."""
+    params: Any = freeze(mp.from_pretrained(tiny.folder, parts="all")[1])
+    inputs = np.zeros((1, 2, 48), np.float32)
+    assert mp.encode_image(params, photo, config=tiny.config).shape[1] == 48
+    assert mp.text_logits(params, inputs, config=tiny.config).shape == (1, 2, 200)
+    params = freeze(mp.params.add_lora(jax.random.key(0), params, rank=2))
+    state = mp.train.init_train_state(params, optax.sgd(0.1), trainable="lora", rng=jax.random.key(0))
+    assert state.params.keys() == params.keys()
+    mp.export_hf(tmp_path / "merged", tiny.config, params)
+    mp.save_pretrained(tmp_path / "saved", tiny.config, mp.params.merge_lora(params))
