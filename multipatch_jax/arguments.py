@@ -122,6 +122,20 @@ def require_choices(owner: Any, **choices: tuple) -> None:
             raise ValueError(f"{type(owner).__name__}.{name} must be one of {allowed}, got {value!r}.")
 
 
+def is_kind(dtype: Any, *kinds: Any) -> bool:
+    """Return whether a dtype is of one of some kinds, such as `np.floating`, in this machine's order of bytes.
+
+    Of an array in the other order, a jitted function may read the bytes in the wrong order, without an error.
+    """
+    if dtype is None:
+        return False
+    try:
+        is_native = np.dtype(dtype).isnative
+    except TypeError:  # of a random key, or of another library
+        return False
+    return is_native and any(jnp.issubdtype(dtype, kind) for kind in kinds)
+
+
 def check_array(name: str, array: Any, shape: tuple[str | int, ...], dtype: Any) -> None:
     """Check an array's rank, sizes and dtype.
 
@@ -142,7 +156,7 @@ def check_array(name: str, array: Any, shape: tuple[str | int, ...], dtype: Any)
         for wanted, size in zip(shape, found, strict=True)
     )
     found_dtype: Any = getattr(array, "dtype", None)
-    if fits and jnp.issubdtype(found_dtype, dtype):
+    if fits and is_kind(found_dtype, dtype):
         return
     hint = ""
     if len(found) >= 3 and found[-3] == 3 and found[-1] != 3:

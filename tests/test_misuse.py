@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 
 import multipatch_jax as mp
@@ -35,3 +36,24 @@ def test_the_error_says_what_was_expected_and_what_came(call, message, tiny, pho
     with pytest.raises(ValueError, match=message) as caught:
         call(tiny)
     assert re.fullmatch(r"[^\n]+", str(caught.value))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda m, n: mp.vision_features(m.params, n(np.zeros((1, 64, 64, 3))), config=m.config),
+        lambda m, n: mp.text_features(m.params, n(np.zeros((1, 2, 48))), config=m.config),
+        lambda m, n: mp.text.embed_tokens(m.params, n([[1, 2]])),
+        lambda m, n: mp.text.labels_for(n([[1, 2]]), image_token_id=9),
+        lambda m, n: mp.text.labels_for(np.array([[1, 2]]), image_token_id=9, attention_mask=n([[1, 1]])),
+        lambda m, n: mp.text.pack(n([[1]]), np.zeros((1, 1, 2)), np.zeros((0, 2)), image_token_id=9),
+        lambda m, n: mp.text.pack(np.array([[1]]), n(np.zeros((1, 1, 2))), np.zeros((0, 2)), image_token_id=9),
+        lambda m, n: mp.text.pack(np.array([[9]]), np.zeros((1, 1, 2)), n(np.zeros((1, 2))), image_token_id=9),
+        lambda m, n: mp.train.pool_tokens(n(np.zeros((1, 2)))),
+    ],
+)
+def test_numbers_in_the_other_order_of_bytes_are_refused(call, tiny):
+    """Of a program that is compiled already, jit would read them as if they were in this machine's."""
+    model = tiny._replace(params=mp.from_pretrained(tiny.folder, parts="all")[1])
+    with pytest.raises(ValueError, match="must be"):
+        call(model, lambda x: np.asarray(x).astype(np.asarray(x).dtype.newbyteorder()))

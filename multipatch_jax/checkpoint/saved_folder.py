@@ -81,6 +81,13 @@ def load_saved(
         since it was saved, or (by the iterator) one holds a number that is infinite in `dtype`.
     """
     stored = _stored(folder)
+    held = parts_of(config, stored)
+    missing = [part for part in parts if part not in held]
+    if held and missing:
+        raise CheckpointError(
+            f"{folder} was saved with {', '.join(held)} and lacks {', '.join(missing)}: convert or save the model "
+            f"again, with these parts too."
+        )
     own = own_subtrees(config, {path.split("/")[0] for path in stored})
     shapes = {path: tuple(getattr(array, "shape", ())) for path, array in stored.items()}
     wanted = dict(param_shapes(config, parts)) | {p: x for p, x in shapes.items() if p.split("/")[0] in own}

@@ -61,8 +61,8 @@ def _check_keys(tree: Mapping[Any, Any], place: str) -> None:
 def _check_leaf(path: str, leaf: Any) -> None:
     if isinstance(leaf, Tracer) or not isinstance(leaf, (np.ndarray, np.generic, jax.Array)):
         raise ValueError(f"params hold arrays or dicts of them, got {path} of type {type(leaf).__name__}.")
-    if leaf.dtype.name not in DTYPES:
-        raise ValueError(f"The dtype of params must be one of {', '.join(DTYPES)}, got {path} of {leaf.dtype.name}.")
+    if leaf.dtype.name not in DTYPES or not leaf.dtype.isnative:
+        raise ValueError(f"The dtype of params must be one of {', '.join(DTYPES)}, got {path} of {leaf.dtype}.")
     if isinstance(leaf, jax.Array) and leaf.is_deleted():
         raise ValueError(f"{path} is deleted: a train step takes its state's arrays over, so save those it returned.")
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:

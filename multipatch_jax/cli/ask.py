@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
@@ -122,7 +123,7 @@ def _photos_and_question(words: Sequence[str]) -> tuple[Sequence[str], str | Non
     """
     last = words[-1]
     is_image = Path(last).suffix.lower() in Image.registered_extensions() and " " not in last
-    if len(words) == 1 or is_image or Path(last).is_file():
+    if len(words) == 1 or is_image or os.path.isfile(last):  # `Path.is_file` raises an error of a long question
         return words, None
     return words[:-1], last
 

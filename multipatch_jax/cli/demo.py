@@ -51,7 +51,9 @@ def run(args: argparse.Namespace) -> None:
     try:
         from skimage import data
     except ImportError:
-        raise ImportError('the demo\'s photograph comes with scikit-image: pip install "multipatch_jax[demo]"') from None
+        raise ImportError(
+            'the demo\'s photograph comes with scikit-image: pip install "multipatch_jax[demo]"'
+        ) from None
     require_matplotlib()
     files = {name: args.out / name for name in FILES}
     if os.path.isdir(args.out):

@@ -43,7 +43,7 @@ def run_command(
         except KeyboardInterrupt as error:
             complain(name, error, "interrupted")
             status = 130
-        except (ValueError, OSError, ImportError) as error:
+        except (ValueError, OSError, ImportError, MemoryError) as error:
             complain(name, error)
             status = 2
     if status > 1 or output.error is None:

@@ -5,7 +5,7 @@ from multipatch_jax.encode.compiles import RecompileError, compile_all, count_co
 from multipatch_jax.encode.execution import Execution, mesh_of, prepare_execution, tiles_in_flight
 from multipatch_jax.encode.export import PLATFORMS, export_encoder, load_exported
 from multipatch_jax.encode.image import encode_image
-from multipatch_jax.encode.jit import options_for
+from multipatch_jax.encode.jit import memory_errors, options_for
 from multipatch_jax.encode.programs import lower_encode_image, lower_encode_tiles, trace_encode
 from multipatch_jax.encode.stream import encode_images, iter_encode_images, warmup
 from multipatch_jax.encode.tile_queue import StreamStats, lower_stream
@@ -30,6 +30,7 @@ __all__ = [
     "lower_encode_image",
     "lower_encode_tiles",
     "lower_stream",
+    "memory_errors",
     "mesh_of",
     "options_for",
     "prepare_execution",

@@ -1,8 +1,9 @@
 """Jit a program with XLA's options for it, where it is not traced inside another program."""
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -13,6 +14,17 @@ from multipatch_jax.config import ModelConfig
 from multipatch_jax.encode.execution import Execution, dtype_of
 from multipatch_jax.nn import KERNELS, Compute, resolve_compute, rows_suit_cublas
 from multipatch_jax.params import Params
+
+
+@contextlib.contextmanager
+def memory_errors(what: str, remedy: str) -> Iterator[None]:
+    """Raise a MemoryError that says what was too much, and what to do, if the block finds too little memory."""
+    try:
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise MemoryError(f"The device has too little memory for {what}: {remedy}.") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,15 +50,9 @@ class Program:
         Raises:
           MemoryError: the device has too little memory for so many tiles in flight.
         """
-        try:
+        remedy = "pass a smaller batch_size, or load the params in a dtype of 16 bits"
+        with memory_errors(f"{execution.batch_size} tiles in flight", remedy):
             return self._jitted(execution, arguments)(*arguments, execution=execution, **named)
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            raise MemoryError(
-                f"The device has too little memory for {execution.batch_size} tiles in flight: pass a smaller "
-                f"batch_size, or load the params in a dtype of 16 bits."
-            ) from error
 
     def lower(self, *arguments: Any, execution: Execution, **named: Any) -> jax.stages.Lowered:
         """As `jax.jit(function).lower`."""

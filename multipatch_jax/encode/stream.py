@@ -17,7 +17,7 @@ from multipatch_jax.encode.compiles import compile_all
 from multipatch_jax.encode.execution import prepare_execution
 from multipatch_jax.encode.read_ahead import read_ahead
 from multipatch_jax.encode.tile_queue import StreamStats, TileQueue, lower_stream
-from multipatch_jax.image import ImageError, PreparedImage, TilePlan
+from multipatch_jax.image import ImageError, PreparedImage, TilePlan, is_one_image
 from multipatch_jax.nn import Compute
 from multipatch_jax.params import Params
 from multipatch_jax.presets import SMOLVLM_256M
@@ -185,7 +185,7 @@ def iter_encode_images(
     """
     if on_error not in ("raise", "skip"):
         raise ValueError(f'on_error must be "raise" or "skip", got {on_error!r}.')
-    if isinstance(images, (str, bytes)) or not isinstance(images, Iterable):
+    if is_one_image(images) or not isinstance(images, Iterable):
         raise ValueError(f"images must be an iterable of images, got {type(images).__name__}; for one, pass [image].")
     if cache is not None and tile_on == "device":
         raise ValueError('A cache looks at tiles on the host: tile_on must then be "host" or None, got "device".')

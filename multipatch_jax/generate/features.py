@@ -1,6 +1,7 @@
 """Hidden states and logits of the text decoder, for whole texts at once: for training, scoring and retrieval."""
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Float32, Int, Shaped
 
-from multipatch_jax.arguments import LARGEST_INT, check_array, require_tree, require_type
+from multipatch_jax.arguments import LARGEST_INT, check_array, is_kind, require_tree, require_type
 from multipatch_jax.config import ModelConfig, TextConfig
 from multipatch_jax.nn import Compute, LlamaModel, logits, resolve_decoder_compute
 from multipatch_jax.params import Params, check_params, check_parts
@@ -85,7 +86,7 @@ def _prepare(
     parts = check_parts(config, "text")
     assert config.text is not None
     text = params.get("text_model")
-    if not isinstance(text, dict) or "layers" not in text:
+    if not isinstance(text, Mapping) or "layers" not in text:
         raise ValueError('These params have no text decoder: load them with parts="all".')
     check_params(params, config, parts if config.text.tie_word_embeddings else ("text",))
     check_array("inputs_embeds", inputs_embeds, ("B", "S", config.text.hidden_size), np.floating)
@@ -105,7 +106,7 @@ def _check_integers(name: str, array: Any, shape: tuple[int, int], most: int) ->
     """
     dtype = getattr(array, "dtype", np.dtype(object))
     kinds = (jnp.integer, jnp.bool_) if most == 1 else (jnp.integer,)
-    if tuple(getattr(array, "shape", ())) != shape or not any(jnp.issubdtype(dtype, kind) for kind in kinds):
+    if tuple(getattr(array, "shape", ())) != shape or not is_kind(dtype, *kinds):
         found = f"{dtype} of shape {array.shape}" if hasattr(array, "shape") else type(array).__name__
         raise ValueError(f"{name} must be integers of shape {shape}, as inputs_embeds, or None, got {found}.")
     if isinstance(array, (np.ndarray, jax.Array)) and not isinstance(array, Tracer):

@@ -167,6 +167,7 @@ class Generator:
         Raises:
           ValueError: an argument does not fit; or logits are not finite, or a grammar cannot go on.
           ImportError: there is a grammar, and its extra is not installed.
+          MemoryError: the device has too little memory for the slots, or for the tiles of an image.
           ImageError, FileNotFoundError: as `Processor`.
         """
         requests = read_requests(self._model, chats, images, settings)
@@ -211,6 +212,7 @@ class Generator:
 
         Raises:
           ValueError: the checkpoint has no chat template, or the images leave no room for a question.
+          MemoryError: the device has too little memory for `max_length` tokens.
           ImageError, FileNotFoundError: as `load_image`, with a note of the image's index.
         """
         return begin_session(self._model, images)

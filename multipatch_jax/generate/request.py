@@ -127,7 +127,9 @@ def read_requests(
         zip(inputs.input_ids, inputs.attention_mask, sources, settings, matchers, strict=True)
     ):
         prompt = ids[mask == 1]
-        if not 0 < len(prompt) < max_length:
+        if not len(prompt):
+            raise ValueError(f"A prompt must have at least one token, got an empty text in chat {number}.")
+        if len(prompt) >= max_length:
             raise ValueError(
                 f"A prompt must have 1 to {max_length - 1} tokens, which leaves room for an answer within "
                 f"max_length={max_length}, got {len(prompt)} in chat {number}: raise max_length, or lower "

@@ -1,6 +1,7 @@
 """The host's loop: prompts into slots, and a token at a time out of them."""
 
 import collections
+import contextlib
 import dataclasses
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,6 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int32, UInt32
 
+from multipatch_jax.encode import memory_errors
 from multipatch_jax.generate.chunks import prompt_chunks
 from multipatch_jax.generate.engine import Engine, Token, admit, release, start, step
 from multipatch_jax.generate.model import Model
@@ -33,9 +35,20 @@ class HeldSlots:
 
 
 def new_held_slots(engine: Engine) -> HeldSlots:
-    """Return slots that hold no chats."""
-    every_id = np.tile(all_ids(engine.text.vocab_size), (engine.batch_size, 1))
-    return HeldSlots(engine, start(engine=engine), jax.device_put(every_id))
+    """Return slots that hold no chats.
+
+    Raises:
+      MemoryError: the device has too little memory for them.
+    """
+    with _memory_errors(engine):
+        every_id = np.tile(all_ids(engine.text.vocab_size), (engine.batch_size, 1))
+        return HeldSlots(engine, start(engine=engine), jax.device_put(every_id))
+
+
+def _memory_errors(engine: Engine) -> contextlib.AbstractContextManager[None]:
+    """Turn the error of a move without enough memory into one that says how large the slots are."""
+    what = f"chats of up to {engine.capacity} tokens, {engine.batch_size} at a time"
+    return memory_errors(what, "lower the generator's batch_size or max_length, or ask for shorter answers")
 
 
 def run(model: Model, held: HeldSlots, requests: Sequence[Request]) -> Iterator[tuple[Request, str]]:
@@ -48,7 +61,8 @@ def run(model: Model, held: HeldSlots, requests: Sequence[Request]) -> Iterator[
             token = _admit(model, held, free, request)
             arrived = [(free, request, 0)]
         else:
-            held.slots, token = step(model.decoder, held.slots, _allowed(held, running), engine=held.engine)
+            with _memory_errors(held.engine):
+                held.slots, token = step(model.decoder, held.slots, _allowed(held, running), engine=held.engine)
             arrived = [(row, request, row) for row, request in running.items()]
         ids, logprobs = jax.device_get(token)
         for row, request, place in arrived:
@@ -97,11 +111,12 @@ def prefill(
     table = model.embeddings
     tokens = np.concatenate([np.zeros((0, table.shape[1]), table.dtype), *visual_tokens]).astype(table.dtype)
     token = None
-    for chunk in prompt_chunks(held.engine, row, ids, tokens, sampling, start=begin, ends=ends, allowed=allowed):
-        first = bool(chunk.start == 0)
-        held.slots, token = admit(model.decoder, held.slots, chunk, first=first, engine=held.engine)
-    assert token is not None
-    return jax.block_until_ready(token)
+    with _memory_errors(held.engine):
+        for chunk in prompt_chunks(held.engine, row, ids, tokens, sampling, start=begin, ends=ends, allowed=allowed):
+            first = bool(chunk.start == 0)
+            held.slots, token = admit(model.decoder, held.slots, chunk, first=first, engine=held.engine)
+        assert token is not None
+        return jax.block_until_ready(token)
 
 
 def _admit(model: Model, held: HeldSlots, row: int, request: Request) -> Token:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int, Shaped
 
-from multipatch_jax.arguments import require_tree, require_type
+from multipatch_jax.arguments import is_kind, require_tree, require_type
 from multipatch_jax.config import ModelConfig
 from multipatch_jax.generate.features import text_features
 from multipatch_jax.nn import Compute, logits, resolve_decoder_compute
@@ -57,7 +57,7 @@ def token_saliency(
     shape = tuple(getattr(inputs_embeds, "shape", ()))[:2]
     for name, array, wanted in (("input_ids", input_ids, shape), ("places", places, shape[:1])):
         found = tuple(getattr(array, "shape", ()))
-        if found[: len(wanted)] != wanted or len(found) != 2 or not jnp.issubdtype(array.dtype, jnp.integer):
+        if found[: len(wanted)] != wanted or len(found) != 2 or not is_kind(array.dtype, jnp.integer):
             letters = "(B, S)" if name == "input_ids" else "(B, A)"
             raise ValueError(
                 f"{name} must be integers of shape {letters} for inputs_embeds of {shape} tokens, got "

@@ -1,7 +1,6 @@
 """A chat that goes on: what has been read stays in the cache."""
 
 import dataclasses
-import os
 from collections.abc import Generator as Stream
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -18,6 +17,7 @@ from multipatch_jax.generate.request import Request, read_requests
 from multipatch_jax.generate.run import HeldSlots, new_held_slots, prefill, run
 from multipatch_jax.generate.slots import NEUTRAL
 from multipatch_jax.generate.visual_tokens import Source
+from multipatch_jax.image import is_one_image
 
 NO_ID = -1  # of a column without a token that a prompt may have: a generated `<image>` has no visual token
 
@@ -106,7 +106,7 @@ class Session:
         """Check a question; return the chat with it, and the chat's request, which has the pixels of new images."""
         self._require_idle()
         require_type("question", question, str)
-        if isinstance(images, (str, bytes, os.PathLike)) or not isinstance(images, (Sequence, np.ndarray)):
+        if is_one_image(images) or not isinstance(images, (Sequence, np.ndarray)):
             raise ValueError(f"images must be a list of images, got {type(images).__name__}: pass [image].")
         chat = [*self.chat, _message("user", self._new + len(images), question)]
         known = [np.broadcast_to(np.uint8(0), size) for size in self._sizes]  # of its pixels, a prompt needs the size

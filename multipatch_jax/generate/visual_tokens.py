@@ -2,6 +2,7 @@
 
 import collections
 import hashlib
+import threading
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -32,7 +33,8 @@ class Source(NamedTuple):
 class VisualTokens:
     """The visual tokens of images and videos, of one set of params; those that were used last are kept.
 
-    Images with the same pixels have the same tokens, which are encoded once.
+    Images with the same pixels have the same tokens, which are encoded once. Several threads may call `of`; an image
+    that two of them ask for at the same time is encoded by both.
     """
 
     def __init__(self, params: Params, config: ModelConfig, compute: Compute):
@@ -47,19 +49,22 @@ class VisualTokens:
         self._width = config.connector.text_hidden_size
         self._known: collections.OrderedDict[bytes, np.ndarray] = collections.OrderedDict()
         self._bytes = 0
+        self._lock = threading.Lock()  # of the two attributes above
 
     def of(self, sources: Sequence[Source]) -> tuple[list[Float[np.ndarray, "tokens D"]], int]:
         """Return the tokens of each source, and how many images and videos had to be encoded."""
         keys = [None if source.kind == "tokens" else _digest(source) for source in sources]
-        found = {key: self._known[key] for key in keys if key is not None and key in self._known}
+        with self._lock:
+            found = {key: self._known[key] for key in keys if key is not None and key in self._known}
         new = {key: one for key, one in zip(keys, sources, strict=True) if key is not None and key not in found}
         images = [content for kind, content in new.values() if kind == "image"]
         of_images = iter(encode_images(self._params, images, **self._how) if images else ())
         for key, (kind, content) in new.items():
             tokens = next(of_images) if kind == "image" else encode_frames(self._params, content, **self._how)
             found[key] = tokens.reshape(-1, self._width)
-        for key, tokens in found.items():
-            self._remember(key, tokens)
+        with self._lock:
+            for key, tokens in found.items():
+                self._remember(key, tokens)
         return [one.content if key is None else found[key] for key, one in zip(keys, sources, strict=True)], len(new)
 
     def _remember(self, key: bytes, tokens: np.ndarray) -> None:

@@ -1,7 +1,7 @@
 """From an image to its tiles: load it as uint8 RGB, plan its tiles, resize it and cut it, on the device or the host."""
 
 from multipatch_jax.image.host import tile_image_host
-from multipatch_jax.image.load import count_pixels, load_image
+from multipatch_jax.image.load import count_pixels, is_one_image, load_image
 from multipatch_jax.image.open import ImageError
 from multipatch_jax.image.pieces import on_device, send_pieces
 from multipatch_jax.image.plan import MAX_IMAGE_SIZE, TilePlan, plan_tiles
@@ -22,6 +22,7 @@ __all__ = [
     "bucket_side",
     "count_pixels",
     "default_resize_form",
+    "is_one_image",
     "load_image",
     "normalize",
     "on_device",

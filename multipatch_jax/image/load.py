@@ -67,6 +67,14 @@ def load_image(source: Any, *, exif_transpose: bool = False) -> UInt8[np.ndarray
     )
 
 
+def is_one_image(source: Any) -> bool:
+    """Return whether a source is one image by itself, where a sequence of images is expected.
+
+    Python takes some of them for sequences too: the lines of a file object, the rows of an array (H, W, C).
+    """
+    return isinstance(source, Image.Image) or is_file(source) or getattr(source, "ndim", 0) in (2, 3)
+
+
 def count_pixels(source: Any) -> int:
     """Return how many pixels `load_image(source)` would have to decode, from the file's header; 0 if it is no file.
 

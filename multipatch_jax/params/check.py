@@ -4,7 +4,9 @@ import difflib
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from multipatch_jax.arguments import require_tree
+import jax.numpy as jnp
+
+from multipatch_jax.arguments import is_kind, require_tree
 from multipatch_jax.config import ModelConfig
 from multipatch_jax.params.table import PARTS, param_shapes
 from multipatch_jax.params.tree import flatten
@@ -61,14 +63,14 @@ def _nearest(names: list[str], others: Collection[str]) -> dict[str, str]:
 
 
 def check_params(params: Any, config: ModelConfig, parts: tuple[str, ...] = ("vision", "connector")) -> None:
-    """Check that `params` have exactly the names and shapes that `config` asks for in `parts`.
+    """Check that `params` have exactly the names and shapes that `config` asks for in `parts`, and a float dtype each.
 
-    It reads shapes only, so it takes tracers too. Parameters of other parts may be there, and so may other keys at the
-    top of the tree, such as a head of the user's own; neither is checked.
+    It reads shapes and dtypes only, so it takes tracers too. Parameters of other parts may be there, and so may other
+    keys at the top of the tree, such as a head of the user's own; neither is checked.
 
     Raises:
-      ValueError: `params` are not a nested dict, hold LoRA factors, or do not fit (the differences are listed), or
-        `config` or `parts` are of another kind.
+      ValueError: `params` are not a nested dict, hold LoRA factors, or do not fit (the differences are listed), or one
+        of them is not floating; or `config` or `parts` are of another kind.
     """
     require_tree("params", params)
     if "lora" in params:  # otherwise the factors would be ignored silently
@@ -81,3 +83,10 @@ def check_params(params: Any, config: ModelConfig, parts: tuple[str, ...] = ("vi
     if shapes != expected:
         report = mismatch_report(expected, {path: shape or () for path, shape in shapes.items()})
         raise ValueError(f"These params are not of this config (- missing, + unexpected, ~ other shape):\n{report}")
+    for path in shapes:
+        dtype = getattr(flat[path], "dtype", None)
+        if not is_kind(dtype, jnp.floating):
+            raise ValueError(
+                f"Params must be arrays of floating-point numbers in this machine's order of bytes, got {path} of "
+                f"{dtype}: convert it, such as by np.asarray(x, np.float32)."
+            )

@@ -48,7 +48,7 @@ def add_lora(rng: jax.Array, params: Params, *, kernels: str = "(q_proj|v_proj)/
             raise ValueError(f"rank must be 1 to {min(rows, columns)} for {path} {kernel.shape}, got {rank}.")
         factors[f"{path}/a"] = jax.random.normal(key, (*stack, rows, rank), jnp.float32) * rows**-0.5
         factors[f"{path}/b"] = jnp.zeros((*stack, rank, columns), jnp.float32)
-    return params | {"lora": unflatten(factors)}
+    return {**params, "lora": unflatten(factors)}
 
 
 def merge_lora(params: Params) -> Params:

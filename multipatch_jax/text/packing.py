@@ -11,7 +11,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Int32
 
-from multipatch_jax.arguments import LARGEST_INT, require_integer
+from multipatch_jax.arguments import LARGEST_INT, is_kind, require_integer
 from multipatch_jax.params import Params
 
 
@@ -20,7 +20,7 @@ def _is_traced(*arrays: Any) -> bool:
 
 
 def _check_integers(name: str, ids: Any) -> None:
-    if getattr(ids, "ndim", None) != 2 or not jnp.issubdtype(ids.dtype, jnp.integer):
+    if getattr(ids, "ndim", None) != 2 or not is_kind(ids.dtype, jnp.integer):
         found = f"{ids.dtype} of shape {ids.shape}" if hasattr(ids, "ndim") else type(ids).__name__
         raise ValueError(f"{name} must be an integer array of shape (B, S), got {found}.")
 
@@ -149,11 +149,7 @@ def pack(
     _check_integers("input_ids", input_ids)
     image_token_id = require_integer("image_token_id", image_token_id, 0)
     shape = tuple(getattr(text_embeddings, "shape", ()))
-    if (
-        len(shape) != 3
-        or shape[:2] != tuple(input_ids.shape)
-        or not jnp.issubdtype(text_embeddings.dtype, jnp.floating)
-    ):
+    if len(shape) != 3 or shape[:2] != tuple(input_ids.shape) or not is_kind(text_embeddings.dtype, jnp.floating):
         raise ValueError(
             f"text_embeddings must be floating of shape (B, S, D) with (B, S) = {tuple(input_ids.shape)} as input_ids, "
             f"got {getattr(text_embeddings, 'dtype', None)} of shape {shape}."
@@ -162,7 +158,7 @@ def pack(
     arrays: list[Any] = list(visual_tokens) if is_list else [visual_tokens]
     for array in arrays:
         found = tuple(getattr(array, "shape", ()))
-        if len(found) < 2 or found[-1] != shape[2] or not jnp.issubdtype(array.dtype, jnp.floating):
+        if len(found) < 2 or found[-1] != shape[2] or not is_kind(array.dtype, jnp.floating):
             raise ValueError(
                 f"visual_tokens must be floating of shape (tokens, D) with D = {shape[2]} as text_embeddings, or a "
                 f"list of such arrays, got {getattr(array, 'dtype', type(array).__name__)} of shape {found}."
@@ -236,7 +232,7 @@ def labels_for(
         if np.shape(mask) != input_ids.shape:
             raise ValueError(f"{name} must have the shape of input_ids, got {np.shape(mask)} and {input_ids.shape}.")
         dtype = mask.dtype if hasattr(mask, "dtype") else np.asarray(mask).dtype
-        if not any(jnp.issubdtype(dtype, kind) for kind in (jnp.integer, jnp.bool_)):
+        if not is_kind(dtype, jnp.integer, jnp.bool_):
             raise ValueError(f"{name} must be of integers, 0 or 1, got {dtype}.")
     ids = jnp.asarray(input_ids, jnp.int32)  # unsigned integers could not hold ignore_index
     ignored = ids == image_token_id

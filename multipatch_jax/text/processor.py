@@ -16,7 +16,7 @@ from jaxtyping import Int32, UInt8
 from multipatch_jax.arguments import require_positive_or_none, require_type
 from multipatch_jax.checkpoint import local_folder
 from multipatch_jax.config import ModelConfig
-from multipatch_jax.image import TilePlan, load_image, plan_tiles
+from multipatch_jax.image import TilePlan, is_one_image, load_image, plan_tiles
 from multipatch_jax.text.answers import answer_spans
 from multipatch_jax.text.messages import NEXT, Chat, Messages, check_keys, read_messages
 from multipatch_jax.text.packing import pad
@@ -266,8 +266,8 @@ def _flatten(images: Sequence[Any], places: list[int]) -> list[Any]:
       images: a flat list, an array of images, or a list for each text.
       places: the number of places of each text whose image is among `images`.
     """
-    one_text = isinstance(images, (str, bytes))  # a path or the bytes of a file: Python calls these sequences, too
-    if one_text or not (isinstance(images, Sequence) or getattr(images, "ndim", 0) == 4):  # a 4-D array is B images
+    is_array = getattr(images, "ndim", 0) == 4  # of B images
+    if is_one_image(images) or not (isinstance(images, Sequence) or is_array):
         raise ValueError("images must be a list of images; for a single one, pass [image].")
     images = list(images)
     nested = [isinstance(one, (list, tuple)) for one in images]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from multipatch_jax.arguments import check_array
+from multipatch_jax.arguments import check_array, is_kind
 
 
 def distillation_loss(tokens: Float[Array, "N T D"], teacher: Float[Array, "N T D"]) -> Float[Array, ""]:
@@ -29,7 +29,7 @@ def distillation_loss(tokens: Float[Array, "N T D"], teacher: Float[Array, "N T 
 
 def pool_tokens(tokens: Float[Array, "*batch tokens D"]) -> Float[Array, "*batch D"]:
     """Return the mean over tokens as a float32 vector: of each tile from (N, T, D), of an image from (N * T, D)."""
-    if getattr(tokens, "ndim", 0) < 2 or not jnp.issubdtype(tokens.dtype, jnp.floating):
+    if getattr(tokens, "ndim", 0) < 2 or not is_kind(tokens.dtype, jnp.floating):
         raise ValueError(f"tokens must be floating of shape (..., tokens, D), got {type(tokens).__name__}.")
     return jnp.mean(tokens.astype(jnp.float32), axis=-2)
 

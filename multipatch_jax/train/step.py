@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from multipatch_jax.arguments import require_key, require_number, require_pattern, require_positive, require_type
@@ -232,6 +233,7 @@ def make_train_step(
         return jax.jit(update, donate_argnames=donated, compiler_options=dict(options) or None)
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+        _require_unused(state)
         trained, frozen = split_params(state.params, trainable)
         if mesh is not None:
             batch = shard_batch(batch, mesh)
@@ -241,6 +243,13 @@ def make_train_step(
         return TrainState(merge_params(trained, frozen), opt_state, step, state.rng), metrics
 
     return train_step
+
+
+def _require_unused(state: TrainState) -> None:
+    """Raise a ValueError if a step was made from this state before."""
+    arrays = [x for x in jax.tree.leaves(state) if isinstance(x, jax.Array) and not isinstance(x, Tracer)]
+    if any(array.is_deleted() for array in arrays):
+        raise ValueError("A step takes over the arrays of its state: go on from the state that the last step returned.")
 
 
 def _check_state(optimizer: optax.GradientTransformation, trained: Params, opt_state: Any) -> None:

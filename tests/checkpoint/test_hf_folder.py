@@ -79,7 +79,7 @@ def test_a_broken_folder_is_refused(spoil, error, message, folder):
 def test_a_broken_folder_of_ours_is_refused(tiny, tmp_path):
     saved = tmp_path / "saved"
     mp.save_pretrained(saved, tiny.config, tiny.params)
-    with pytest.raises(mp.CheckpointError, match=r" - text_model/embed_tokens/embedding \(200, 48\)"):
+    with pytest.raises(mp.CheckpointError, match="lacks embeddings: convert or save the model again"):
         mp.from_pretrained(saved, parts="embeddings")
     shutil.rmtree(saved / "params")
     with pytest.raises(mp.CheckpointError, match="not a checkpoint that Orbax can read"):

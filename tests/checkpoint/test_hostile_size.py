@@ -102,7 +102,7 @@ def test_a_hundred_million_layers_in_a_few_bytes(folder, section):
 
 def test_a_hundred_million_layers_of_a_folder_of_ours(tiny, tmp_path):
     saved = tmp_path / "saved"
-    mp.save_pretrained(saved, tiny.config, tiny.params)
+    mp.save_pretrained(saved, *mp.from_pretrained(tiny.folder, parts="all"))
     for digests in saved.glob("*digest*"):
         digests.unlink()
     config = json.loads((saved / "multipatch_config.json").read_text())

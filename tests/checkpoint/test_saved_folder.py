@@ -56,12 +56,18 @@ def test_subtrees_of_the_users_own_are_saved_and_loaded(saved, tiny, tiny_tiles)
     assert {x.dtype.name for x in jax.tree.leaves(params)} == {"float16"}
 
 
+def test_parts_that_were_not_saved_are_named(saved):
+    with pytest.raises(mp.CheckpointError, match="saved with vision, connector and lacks embeddings, text: convert or"):
+        mp.from_pretrained(saved, parts="all")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"head": {"ids": np.zeros(3, np.int32)}}, "one of float32, bfloat16, float16, got head/ids of int32"),
         ({"head": {"x": np.zeros(3, np.complex64)}}, "got head/x of complex64"),
         ({"head": {"x": np.zeros(3)}}, "got head/x of float64"),
+        ({"head": {"x": np.zeros(3, ">f4")}}, "got head/x of >f4"),
         ({"head": {"x": 1.5}}, "arrays or dicts of them, got head/x of type float"),
         ({"head": {"x": None}}, "got head/x of type NoneType"),
         ({"head": {"x": [np.zeros(3, np.float32)]}}, "got head/x of type list"),

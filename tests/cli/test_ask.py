@@ -88,8 +88,9 @@ def test_a_chat_is_a_session(run, folder, photo, photo_file, monkeypatch):
     assert run("ask", photo_file, "--model", folder) == (0, "", "")
 
 
-def test_a_question_may_look_like_a_file(run, folder, photo_file):
-    status, out, _ = run("ask", photo_file, "is this cat.png", "--model", folder, "--max-tokens", 2)
+@pytest.mark.parametrize("question", ["is this cat.png", "why? " * 100])  # the longer one can be no file's name
+def test_a_question_may_look_like_a_file(question, run, folder, photo_file):
+    status, out, _ = run("ask", photo_file, question, "--model", folder, "--max-tokens", 2)
     assert status == 0
     assert out.count("\n") == 1
 

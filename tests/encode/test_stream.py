@@ -1,6 +1,7 @@
 """The stream: a fixed set of programs, results in order, good images kept when one is bad, bounded memory."""
 
 import dataclasses
+import io
 import resource
 import threading
 from collections.abc import Generator
@@ -155,6 +156,9 @@ def test_progress_counts_images(tiny, capsys):
         ([], {"tile_on": "device", "cache": mp.TileCache()}, "A cache looks at tiles on the host"),
         ([], {"batch_size": 0}, "batch_size must be a positive number"),
         ("photo.jpg", {}, r"images must be an iterable of images, got str; for one, pass \[image\]"),
+        (np.zeros((8, 8, 3), np.uint8), {}, r"an iterable of images, got ndarray; for one, pass \[image\]"),
+        (io.BytesIO(b"a file"), {}, "an iterable of images, got BytesIO; for one"),
+        (bytearray(b"a file"), {}, "an iterable of images, got bytearray; for one"),
         (7, {}, "images must be an iterable of images, got int"),
         ([], {"config": mp.presets.SMOLVLM_256M}, "not of this config"),
     ],

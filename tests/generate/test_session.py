@@ -158,11 +158,14 @@ def test_a_session_is_as_long_as_the_generator(talker):
     [
         (3, [], "question must be a str"),
         ("What?", "cat.png", "must be a list of images, got str"),
+        ("What?", np.zeros((8, 8, 3), np.uint8), r"must be a list of images, got ndarray: pass \[image\]"),
+        ("What?", bytearray(b"a file"), "must be a list of images, got bytearray"),
         ("What?", 3, "list"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_device_work(question, images, message, generator, compilations):
     session = generator.session()
+    compilations()
     with pytest.raises(ValueError, match=message):
         session.ask(question, images)
     assert not compilations()

@@ -81,6 +81,8 @@ def cases(folder: Path) -> list[tuple[Any, dict[str, Any]]]:
         (mp.text.labels_for, {"input_ids": ids, "image_token_id": 190, "attention_mask": None, "ignore_index": -100}),
         *((function, decoder | {"inputs_embeds": embeddings, "attention_mask": None, "position_ids": None,
                                 "compute": mp.Compute()}) for function in (mp.text_features, mp.text_logits)),
+        (mp.nn.retrieval_embeddings, {"params": {"linear": {"kernel": tokens.T, "bias": tokens[0, :1]}},
+                                      "hidden_states": embeddings, "attention_mask": ids}),
         (mp.Processor.from_pretrained, {"name_or_path": folder}),
         (mp.params.add_lora, {"rng": rng, "params": params, "rank": 2, "kernels": ".*"}),
         (mp.params.merge_lora, {"params": params}),

@@ -207,6 +207,15 @@ def test_steps_compile_once_and_donate(tiny, batch):
     assert not any(x.is_deleted() for x in jax.tree.leaves(state.params["vision_model"]))
 
 
+def test_a_state_that_was_used_is_refused(tiny, batch):
+    optimizer = optax.adam(1e-4)
+    step = mp.train.make_train_step(distill, optimizer, config=tiny.config)
+    state = mp.train.init_train_state(tiny.params, optimizer, rng=jax.random.key(0))
+    step(state, batch)
+    with pytest.raises(ValueError, match="takes over the arrays of its state: go on from the state that the last step"):
+        step(state, batch)
+
+
 def test_an_optimiser_whose_state_begins_with_the_params_themselves(tiny, batch):
     """Such an array is in the state twice, and must be donated once."""
     optimizer = optax.contrib.prodigy(1.0)  # its state holds the first params
