@@ -15,6 +15,7 @@ import pytest
 
 import multipatch_jax as mp
 from tests.helpers import tolerances
+from tests.helpers.language import language_batch
 from tests.helpers.models import TINY_SMOLVLM, make_model
 from tests.helpers.tokenizer import save_tokenizer
 
@@ -143,6 +144,9 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "train step, bfloat16": lambda m: train_once(m, params=m.half, compute=mp.Compute(dtype="bfloat16", remat=True)),
     "train step, lora": lambda m: train_once(m, "lora"),
     "train step, all": lambda m: train_once(m, "all"),
+    "language_model_loss": lambda m: mp.train.language_model_loss(
+        m.params, language_batch(m.config, rows=2, length=20, num_tiles=2), config=m.config
+    ),
     "sigmoid_contrastive_loss": lambda m: mp.train.sigmoid_contrastive_loss(
         jnp.asarray(TOKENS), jnp.asarray(TOKENS[::-1]), log_scale=jnp.float32(2.3), bias=jnp.float32(-10)
     ),

@@ -110,7 +110,7 @@ def _cross_entropy(
         hidden, labels = chunk
         scores = logits(params, hidden, config, compute)
         # A sum over the one id that is the label, rather than a gather: ids may be split over devices.
-        is_label = jnp.arange(scores.shape[-1]) == labels[..., None]
+        is_label = jnp.arange(scores.shape[-1])[None, None] == labels[..., None]
         losses = jax.nn.logsumexp(scores, axis=-1) - jnp.sum(jnp.where(is_label, scores, 0), axis=-1)
         losses = jnp.where((labels >= 0) & (labels < scores.shape[-1]), losses, jnp.nan)  # no id of this vocabulary
         return total + jnp.sum(jnp.where(labels == IGNORED, 0, losses)), None
