@@ -2,13 +2,12 @@
 
 import re
 import sys
-from typing import Any
 
 import numpy as np
 import pytest
 
-import multipatch_jax as mp
 from multipatch_jax.generate.grammar import Grammars, Matcher
+from tests.helpers.generators import make_generator
 from tests.helpers.schemas import assert_valid, random_schema
 
 CHATS = ["a", "What is it?", "JSON: "]
@@ -28,12 +27,7 @@ DEAD_END = 'start: ("a" | "b") NONE\nNONE: /[0-9]/ & /[a-z]/'
 
 @pytest.fixture(scope="module")
 def generator(talker):
-    return make_generator(talker)
-
-
-def make_generator(talker, **options: Any) -> mp.Generator:
-    choice = {"max_length": 640, "batch_size": 3, "eos_ids": EOS} | options
-    return mp.Generator(talker.params, config=talker.config, processor=talker.processor, **choice)
+    return make_generator(talker, eos_ids=EOS)
 
 
 def allowed_ids(matcher: Matcher) -> list[int]:
