@@ -128,10 +128,10 @@ def _from_array(array: np.ndarray) -> UInt8[np.ndarray, "H W 3"]:
     if array.dtype.name in FLOAT_DTYPES:
         array = _float_to_uint8(array)
     elif array.dtype != np.uint8:
-        raise ImageError(
-            f"An image array must be uint8, or floating point in [0, 1], got {array.dtype}: "
-            f"if its values are 0 to 255, use x.astype(np.uint8)."
-        )
+        hint = "if its values are 0 to 255, use x.astype(np.uint8)"
+        if array.dtype == np.bool_:
+            hint = "if True is white, use x.astype(np.uint8) * 255"
+        raise ImageError(f"An image array must be uint8, or floating point in [0, 1], got {array.dtype}: {hint}.")
     if array.shape[-1] == 4:
         return _from_pil(Image.fromarray(np.ascontiguousarray(array)), upright=False)
     if array.shape[-1] == 1:

@@ -105,7 +105,7 @@ U8 = np.uint8
         (np.zeros((5, 0, 4), np.float32), r"at least one pixel"),
         (np.zeros((5, 7, 3), np.int64), r"got int64: if its values are 0 to 255, use x.astype\(np.uint8\)"),
         (np.zeros((5, 7, 3), np.uint16), r"got uint16"),
-        (np.zeros((5, 7, 3), bool), r"got bool"),
+        (np.zeros((5, 7, 3), bool), r"got bool: if True is white, use x.astype\(np.uint8\) \* 255\."),
         (np.zeros((5, 7, 3), np.complex64), r"got complex64"),
         (np.zeros((5, 7, 3), object), r"got object"),
         (np.full((5, 7, 3), 1.001, np.float32), r"must lie in \[0, 1\], got values from 1.001"),
