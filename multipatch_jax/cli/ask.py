@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import io
 import json
 import os
 import sys
@@ -131,6 +132,8 @@ def _photos_and_question(words: Sequence[str]) -> tuple[Sequence[str], str | Non
 def _questions() -> Iterator[str]:
     """Yield the lines of standard input that are not empty, after a prompt if somebody types them."""
     is_typed = sys.stdin is not None and sys.stdin.isatty()
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # bytes that are no UTF-8 do not end the chat
     while True:
         if is_typed:
             print("> ", end="", flush=True)

@@ -88,6 +88,13 @@ def test_a_chat_is_a_session(run, folder, photo, photo_file, monkeypatch):
     assert run("ask", photo_file, "--model", folder) == (0, "", "")
 
 
+def test_bytes_that_are_no_utf_8_do_not_end_a_chat(run, folder, photo_file, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9?\nWhy?\n"), encoding="utf-8"))
+    status, _, err = run("ask", photo_file, "--model", folder, "--max-tokens", 2)
+    assert status == 0
+    assert re.fullmatch(STATISTICS * 2, err)
+
+
 @pytest.mark.parametrize("question", ["is this cat.png", "why? " * 100])  # the longer one can be no file's name
 def test_a_question_may_look_like_a_file(question, run, folder, photo_file):
     status, out, _ = run("ask", photo_file, question, "--model", folder, "--max-tokens", 2)
