@@ -82,10 +82,11 @@ def one_layer_of_tower(params, config):
 
 def decode(params, cache, config):
     """A prompt of two rows of two tokens, and one token more."""
-    model, x = mp.nn.LlamaModel(config), jnp.asarray(TOKENS).reshape(2, 2, 48)
+    apply: Any = jax.jit(mp.nn.LlamaModel(config).apply)  # else each of its operations is compiled by itself
+    x, params = jnp.asarray(TOKENS).reshape(2, 2, 48), {"params": params["text_model"]}
     places = jnp.array([[0, 1], [0, 1]], jnp.int32)
-    _, cache = model.apply({"params": params["text_model"]}, x, places, jnp.array([[False, True], [True, True]]), cache)
-    return model.apply({"params": params["text_model"]}, x[:, :1], jnp.array([[2], [5]], jnp.int32), None, cache)
+    _, cache = apply(params, x, places, jnp.array([[False, True], [True, True]]), cache)
+    return apply(params, x[:, :1], jnp.array([[2], [5]], jnp.int32), None, cache)
 
 
 CALLS: dict[str, Callable[[Any], Any]] = {
