@@ -61,7 +61,7 @@ class Program:
     def _jitted(self, execution: Execution, arguments: tuple[Any, ...] = ()) -> Any:
         config = execution.config
         options = compiler_options(execution.compute.attention, config.tiling.tile_size, config.vision.patch_size)
-        return _jit(self, () if options and _is_traced(arguments) else tuple(options.items()))
+        return _jit(self, _unless_traced(options, arguments))
 
 
 @functools.cache
@@ -90,10 +90,15 @@ def options_for(params: Params, config: ModelConfig, compute: Compute) -> tuple[
 
     There are none where the caller's program is part of another, and none for params without a tower.
     """
-    if "vision_model" not in params or _is_traced((params,)):
+    if "vision_model" not in params:
         return ()
     attention = resolve_compute(compute, dtype_of(params)).attention
-    return tuple(compiler_options(attention, config.tiling.tile_size, config.vision.patch_size).items())
+    return _unless_traced(compiler_options(attention, config.tiling.tile_size, config.vision.patch_size), (params,))
+
+
+def _unless_traced(options: dict[str, Any], arguments: tuple[Any, ...]) -> tuple[tuple[str, Any], ...]:
+    """Return the options, or none in a part of another program; without options it does not look."""
+    return () if options and _is_traced(arguments) else tuple(options.items())
 
 
 def _is_traced(arguments: tuple[Any, ...]) -> bool:
